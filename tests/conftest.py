@@ -1,0 +1,43 @@
+"""How the whole suite runs: the settings of Hypothesis, and the list of what was left out."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    import pytest
+
+# "ci" finds the same on every machine and every time. "dev" looks for something new, "night" looks long:
+#   HYPOTHESIS_PROFILE=night make test
+settings.register_profile(
+    "ci",
+    derandomize=True,
+    deadline=None,
+    max_examples=100,
+    print_blob=True,
+    # A busy machine is slow; that is no property of the code.
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile("dev", deadline=None, max_examples=300, print_blob=True)
+settings.register_profile("night", settings.get_profile("dev"), max_examples=10_000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many tests did not run, and why, so that a green line cannot hide them."""
+    reasons: Counter[str] = Counter()
+    for report in terminalreporter.stats.get("skipped", []):
+        # (path, line, "Skipped: reason") of a skip; an expected failure has `wasxfail` instead.
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        reasons[reason.removeprefix("Skipped: ")] += 1
+    for report in terminalreporter.stats.get("xfailed", []):
+        reasons[f"known to fail: {report.wasxfail}"] += 1
+    if deselected := len(terminalreporter.stats.get("deselected", [])):
+        reasons["deselected on the command line"] = deselected
+    terminalreporter.write_sep("-", f"left out: {reasons.total()} tests")
+    for reason, count in reasons.most_common():
+        terminalreporter.write_line(f"{count:5} {reason}")
