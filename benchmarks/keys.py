@@ -1,0 +1,326 @@
+"""What the number of live keys costs: time per call, the worst call while a table grows, memory per key.
+
+Each measurement is a function that runs in a process of its own (`harness.probe` feeds ``python -m benchmarks.keys``),
+so that no other subject's heap is in its way. Two tables are measured: the memory backend alone (one charge a call),
+and the whole middleware with three limits on two identities, which keeps three keys for each caller.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import random
+import resource
+import sys
+import time
+import tracemalloc
+import uuid
+from array import array
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Any
+
+from benchmarks import apps, harness, peers
+
+HOT = 64
+"""Keys in the hot working set."""
+
+BATCH = 2_048
+"""Calls in one timed slot: with so few, random keys of a large table are cold when they are met."""
+
+MINUTE_NS = 60 * 10**9
+
+
+def headroom(keys: int) -> int:
+    """A cap that ``keys`` do not reach."""
+    return max(100_000, keys + keys // 10)
+
+
+# The tables
+
+
+def backend_spend(keys: int) -> Callable[[str | bytes], object]:
+    """A function that spends one token of one caller on a new memory backend."""
+    from seawall.backends.memory import MemoryBackend
+    from seawall.rate import Rate
+
+    backend = MemoryBackend(max_keys=headroom(keys))
+    # Slow enough that no key is full again, hence forgotten, before the measurement is over.
+    meter = backend.meter("rate", "anonymous", Rate(100_000, 100_000 * MINUTE_NS))
+    spend = backend.spend
+
+    def call(key: str | bytes) -> object:
+        return spend(((meter, key, 1),))
+
+    return call
+
+
+def dict_spend(keys: int) -> Callable[[str | bytes], object]:
+    """The same in one plain dict: what a table costs that grows in one piece."""
+    table: dict[str | bytes, int] = {}
+
+    def call(key: str | bytes) -> object:
+        now = time.monotonic_ns()
+        table[key] = max(table.get(key, 0), now) + MINUTE_NS
+        return None
+
+    return call
+
+
+def stack(keys: int) -> apps.ASGIApp:
+    """Seawall with a rate and a quota for the tenant and a rate for the address, with room for ``keys``."""
+    config = apps.three_limits({"limit": "100_000/day", "burst": 100_000})
+    config["identity"] = {"tenant": [{"state": "tenant_id"}]}
+    config["routes"][0]["limits"]["per-ip"]["rate"] = {"limit": "100_000/day", "burst": 100_000}
+    config["backend"] = {"type": "memory", "max_keys": headroom(keys)}
+    del config["tenants"]
+    return apps.seawall(apps.bare, config)
+
+
+def caller(number: int) -> dict[str, Any]:
+    """The request of one of many callers, who all have their own tenant id and their own address."""
+    address = f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
+    return apps.request(state={"tenant_id": f"tenant-{number}"}, client=(address, 51234))
+
+
+def nothing(key: str | bytes) -> object:
+    """A call that does nothing: what calling costs."""
+    return None
+
+
+# Time per call by number of live keys
+
+
+def access(sizes: Sequence[int], rounds: int, seed: int, stacks: bool) -> dict[str, list[float]]:
+    """Nanoseconds per call for each table, size and pattern, round by round, all interleaved in one process.
+
+    Keys are new strings each time, as they are when they come from a request: only what the table holds is cold.
+    ``hot`` draws from 64 callers while all others live, ``uniform`` from all; ``calling`` is the loop itself, and
+    ``bare`` the application without the middleware, with the same keys.
+    """
+    rng = random.Random(seed)
+    slots: dict[str, Callable[[], float]] = {}
+    with asyncio.Runner() as runner:
+        for size in sizes:
+            call = backend_spend(size)
+            for number in range(size):
+                call(f"tenant-{number}")
+            for pattern, choices in patterns(size, rng).items():
+                slots[f"backend {size} {pattern}"] = partial(time_calls, call, choices, rng)
+                slots[f"calling {size} {pattern}"] = partial(time_calls, nothing, choices, rng)
+        for size in sizes if stacks else ():
+            app = stack(size)
+            callers = max(1, size // 3)
+            runner.run(fill(app, callers))
+            for pattern, choices in patterns(callers, rng).items():
+                slots[f"stack {size} {pattern}"] = partial(requests_slot, runner, app, choices, rng)
+                slots[f"bare {size} {pattern}"] = partial(requests_slot, runner, apps.bare, choices, rng)
+        gc.collect()
+        gc.freeze()
+        return harness.interleave(slots, rounds=rounds, seed=seed, progress=harness.say)
+
+
+def patterns(size: int, rng: random.Random) -> dict[str, range | list[int]]:
+    """Which keys are drawn from, by name."""
+    return {"hot": [rng.randrange(size) for _ in range(HOT)] if size > 1 else [0], "uniform": range(size)}
+
+
+def time_calls(call: Callable[[str | bytes], object], choices: Sequence[int], rng: random.Random) -> float:
+    """Nanoseconds per call over one batch of keys."""
+    keys = [f"tenant-{number}" for number in rng.choices(choices, k=BATCH)]
+    began = time.perf_counter_ns()
+    for key in keys:
+        call(key)
+    return (time.perf_counter_ns() - began) / BATCH
+
+
+def requests_slot(runner: asyncio.Runner, app: apps.ASGIApp, choices: Sequence[int], rng: random.Random) -> float:
+    """`time_requests` on the running loop."""
+    return runner.run(time_requests(app, choices, rng))
+
+
+async def time_requests(app: apps.ASGIApp, choices: Sequence[int], rng: random.Random) -> float:
+    """Nanoseconds per request over one batch of callers."""
+    scopes = [caller(number) for number in rng.choices(choices, k=BATCH)]
+    receive, send = apps.receive, apps.send
+    began = time.perf_counter_ns()
+    for scope in scopes:
+        await app(scope, receive, send)
+    return (time.perf_counter_ns() - began) / BATCH
+
+
+async def fill(app: apps.ASGIApp, callers: int) -> None:
+    for number in range(callers):
+        await app(caller(number), apps.receive, apps.send)
+
+
+def limits_access(size: int, seconds: float) -> list[float]:
+    """Nanoseconds per awaited hit of limits' fixed window among ``size`` live keys, on a loop that yields.
+
+    Its storage starts a task on a hit that walks all keys; the walk belongs to the hit that started it, and runs as
+    soon as the loop gets a turn. One sample per 16 calls, until ``seconds`` are over.
+    """
+
+    async def measure() -> list[float]:
+        hit, fill_storage = peers.limits_fill(size)
+        await fill_storage()
+        await asyncio.sleep(0)
+        samples: list[float] = []
+        until = time.perf_counter() + seconds
+        while not samples or time.perf_counter() < until:
+            began = time.perf_counter_ns()
+            for number in range(16):
+                await hit(f"tenant-{number % size}")
+                await asyncio.sleep(0)
+            middle = time.perf_counter_ns()
+            for _ in range(16):
+                await asyncio.sleep(0)
+            samples.append((2 * middle - began - time.perf_counter_ns()) / 16)
+        return samples
+
+    return asyncio.run(measure())
+
+
+# The worst call while a table grows
+
+
+def growth(table: str, keys: int, collect: bool) -> dict[str, dict[str, float]]:
+    """Microseconds of single calls while ``table`` grows from nothing to ``keys``: median, p99.99 and maximum.
+
+    Between any two of them a call that does nothing is timed in the same way: what it shows is the machine's. The
+    thread's own processor time is taken as well, which leaves out what other processes did in the meantime.
+    """
+    if not collect:
+        gc.disable()
+    with asyncio.Runner() as runner:
+        return runner.run(grow(table, keys))
+
+
+async def grow(table: str, keys: int) -> dict[str, dict[str, float]]:
+    """The body of `growth`. All calls are awaited, so that the two kinds of table cost the loop the same."""
+    make: Callable[[int], Any]
+    if table == "stack":
+        make, count = caller, max(1, keys // 3)
+        call, idle = request_of(stack(keys)), request_of(apps.bare)
+    else:
+        make, count = tenant_key, keys
+        call, idle = awaited({"backend": backend_spend, "dict": dict_spend}[table](keys)), awaited(nothing)
+    series = {name: array("q", bytes(8 * count)) for name in ("wall", "cpu", "idle wall", "idle cpu")}
+    wall, cpu, idle_wall, idle_cpu = series.values()
+    clock, own = time.perf_counter_ns, time.thread_time_ns
+    gc.collect()
+    gc.freeze()
+    for number in range(count):
+        key = make(number)
+        cpu_before, before = own(), clock()
+        await call(key)
+        after, cpu_after = clock(), own()
+        wall[number], cpu[number] = after - before, cpu_after - cpu_before
+        cpu_before, before = own(), clock()
+        await idle(key)
+        after, cpu_after = clock(), own()
+        idle_wall[number], idle_cpu[number] = after - before, cpu_after - cpu_before
+    return {name: tail(values) for name, values in series.items()}
+
+
+def request_of(app: apps.ASGIApp) -> Callable[[Any], Awaitable[object]]:
+    """A function that sends one request to ``app``."""
+    return lambda scope: app(scope, apps.receive, apps.send)
+
+
+def awaited(call: Callable[[str | bytes], object]) -> Callable[[Any], Awaitable[object]]:
+    """``call`` as something to await."""
+
+    async def run(key: str | bytes) -> object:
+        return call(key)
+
+    return run
+
+
+def tail(nanoseconds: Sequence[int]) -> dict[str, float]:
+    """Median, p99.99 and maximum, in microseconds."""
+    ordered = sorted(nanoseconds)
+    return {
+        "p50": ordered[len(ordered) // 2] / 1e3,
+        "p99.99": ordered[min(len(ordered) - 1, int(len(ordered) * 0.9999))] / 1e3,
+        "max": ordered[-1] / 1e3,
+    }
+
+
+# Memory per key
+
+
+def tenant_key(number: int) -> str:
+    return f"tenant-{number:07d}"
+
+
+def uuid_key(number: int) -> str:
+    return str(uuid.UUID(int=number * 0x9E3779B97F4A7C15F39CC0605CEDC835 % 2**128))
+
+
+def ipv6_key(number: int) -> bytes:
+    return (0x2001_0DB8 << 96 | number << 64).to_bytes(16)
+
+
+KINDS: dict[str, Callable[[int], str | bytes]] = {"tenant id": tenant_key, "UUID": uuid_key, "IPv6 /64": ipv6_key}
+
+
+def memory(table: str, kind: str, keys: int, trace: bool) -> float:
+    """Bytes per live key: growth of the resident set, or what tracemalloc saw allocated."""
+    add = adder(table, kind, keys)
+    for number in range(100):
+        add(number)
+    gc.collect()
+    if trace:
+        tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0] if trace else resident()
+    for number in range(100, keys + 100):
+        add(number)
+    gc.collect()
+    after = tracemalloc.get_traced_memory()[0] if trace else resident()
+    return (after - before) / keys
+
+
+def adder(table: str, kind: str, keys: int) -> Callable[[int], object]:
+    """A function that makes the n-th key known. For the stack a key is one of three of a caller."""
+    if table == "stack":
+        app = stack(keys)
+
+        def request(number: int) -> None:
+            if number % 3:
+                return
+            try:
+                app(caller(number // 3), apps.receive, apps.send).send(None)  # type: ignore[attr-defined]
+            except StopIteration:
+                return
+            raise RuntimeError("the middleware waits for something, in memory")
+
+        return request
+    spend = {"backend": backend_spend, "dict": dict_spend}[table](keys)
+    key = KINDS[kind]
+    return lambda number: spend(key(number))
+
+
+def resident() -> int:
+    """Bytes of memory that this process occupies."""
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * resource.getpagesize()
+
+
+PROBES: dict[str, Callable[..., Any]] = {
+    "access": access,
+    "limits": limits_access,
+    "growth": growth,
+    "memory": memory,
+}
+
+
+def main() -> None:
+    """Run the probe that stdin names, with the arguments it gives."""
+    arguments = json.load(sys.stdin)
+    json.dump(PROBES[arguments.pop("probe")](**arguments), sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
