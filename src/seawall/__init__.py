@@ -1,0 +1,30 @@
+"""Overload protection and fair admission for ASGI services.
+
+>>> from starlette.applications import Starlette
+>>> app = Starlette()
+>>> app.add_middleware(Seawall, default="100/minute")
+"""
+
+from seawall._version import __version__
+from seawall.asgi import LimitExceeded, QuotaMiddleware, RateLimitMiddleware, Seawall
+from seawall.config import ConfigError
+from seawall.decision import Decision, Refusal
+from seawall.endpoint import charge, limit, usage
+from seawall.metrics import metrics_app
+from seawall.responses import EXPOSE_HEADERS
+
+__all__ = [
+    "EXPOSE_HEADERS",
+    "ConfigError",
+    "Decision",
+    "LimitExceeded",
+    "QuotaMiddleware",
+    "RateLimitMiddleware",
+    "Refusal",
+    "Seawall",
+    "__version__",
+    "charge",
+    "limit",
+    "metrics_app",
+    "usage",
+]

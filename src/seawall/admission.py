@@ -1,0 +1,366 @@
+"""One gate: a request gets a ticket, the stages are asked in order, and what they took is settled in reverse.
+
+Everything that depends only on the policy is worked out before a request comes: `Terms` are what holds for one kind of
+caller on one rule. A stage that needs no I/O answers with a plain value, which is atomic on an event loop, so nothing
+here takes a lock; one that does answers with an awaitable, and the two are told apart at one place.
+
+A refusal is a value. `Admission.settle` never awaits and never raises, and it may be called twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any, Literal, Protocol, TypeAlias, final
+
+from seawall.backends import LISTED, Backend, Charge, Key, Meter, Verdict
+from seawall.decision import Mode, Outcome
+from seawall.policy import Per, Plan, Policy, Route, RouteLimit
+from seawall.rate import Quota, Rate
+
+DEFAULT_ROUTE = Route(name="default", paths=())
+"""The rule of everything that matches none: the caller's plan, and no exemption."""
+
+MAX_ID = 128
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What is the same for every caller of a kind: a plan with its overrides, a priority, a mode.
+
+    ``store`` says what their keys are: ids of listed tenants, other ids, addresses, or the one key of all anonymous
+    callers together (``global``).
+    """
+
+    plan: Plan
+    store: str
+    priority: str | None = None
+    mode: Mode = Mode.ENFORCE
+
+
+Whose: TypeAlias = Callable[["Ticket"], Key] | None
+"""Finds the key of a bucket; ``None`` is the caller that the plan is of, by far the most frequent."""
+
+
+@final
+class Entry:
+    """One limit of some terms. ``q`` is what headers advertise of it, ``near`` the rest at which 80 % are used."""
+
+    __slots__ = ("cost", "kind", "limit", "meter", "name", "near", "of_plan", "q", "rate", "whose")
+
+    def __init__(self, name: str, meter: Meter, whose: Whose, cost: int, *, of_plan: bool) -> None:
+        rate = meter.rate
+        bucket = isinstance(rate, Rate)
+        self.name = name
+        self.meter = meter
+        self.rate = rate
+        self.whose = whose
+        self.cost = cost
+        self.of_plan = of_plan
+        self.kind: Literal["rate", "quota"] = "rate" if bucket else "quota"
+        self.limit = rate.burst if isinstance(rate, Rate) else rate.limit
+        self.q = rate.advertised if isinstance(rate, Rate) else rate.limit
+        self.near = self.limit // 5
+
+    def remaining(self, state: int, verdict: Verdict) -> int:
+        """What is left of it after ``verdict``."""
+        return self.rate.remaining(state, verdict.now if self.kind == "rate" else verdict.wall)
+
+    def wait(self, state: int, verdict: Verdict, cost: int = 1) -> int:
+        """Nanoseconds until ``cost`` is admitted if nobody else spends: 0 for now, or ``NEVER``."""
+        return self.rate.wait(state, verdict.now if self.kind == "rate" else verdict.wall, cost)
+
+    def adjusted(self, state: int, verdict: Verdict, cost: int) -> int:
+        """The state after ``cost`` more was charged, or with a negative one came back."""
+        rate = self.rate
+        if isinstance(rate, Rate):
+            return rate.debit(state, verdict.now, cost) if cost > 0 else rate.refund(state, verdict.now, -cost)
+        if cost > 0:
+            return rate.debit(state, verdict.wall, cost)
+        return rate.refund(state, verdict.wall, -cost, verdict.wall)
+
+
+@final
+class Terms:
+    """What holds for one profile on one rule."""
+
+    __slots__ = ("charges", "concurrency", "entries", "mode", "plan", "priority", "profile", "route")
+
+    def __init__(
+        self,
+        profile: Profile,
+        route: Route,
+        mode: Mode,
+        priority: str,
+        entries: tuple[Entry, ...],
+        concurrency: int | None,
+    ) -> None:
+        self.profile = profile
+        self.route = route
+        self.plan = profile.plan.name
+        self.mode = mode
+        self.priority = priority
+        self.entries = entries
+        self.concurrency = concurrency
+        self.charges = tuple((entry.meter, entry.whose, entry.cost) for entry in entries)
+
+
+class Ticket:
+    """One request on its way through the gate: who it is, what holds for it, what it has taken.
+
+    ``address`` is the key of the client's address, resolved when first needed. ``charged`` and ``verdict`` are what the
+    spending stage took, ``permit`` what the concurrency stage did.
+    """
+
+    __slots__ = ("_address", "_resolve", "charged", "permit", "principal", "scope", "tenant", "terms", "verdict")
+
+    def __init__(
+        self,
+        scope: Any,
+        terms: Terms,
+        tenant: str | None,
+        principal: Key,
+        resolve: Callable[[Any], bytes],
+        address: bytes | None,
+    ) -> None:
+        self.scope = scope
+        self.terms = terms
+        self.tenant = tenant
+        self.principal = principal
+        self._resolve = resolve
+        self._address = address
+        self.verdict: Verdict | None = None
+        self.charged = False
+        self.permit: Key | None = None
+
+    @property
+    def address(self) -> bytes:
+        if self._address is None:
+            self._address = self._resolve(self.scope)
+        return self._address
+
+
+@final
+class Denied:
+    """What a stage says instead of nothing.
+
+    ``waits`` pairs the policies that refuse with nanoseconds (or ``NEVER``), the longest first. ``entries`` and
+    ``verdict`` are those of the spend that was refused, if it was one.
+    """
+
+    __slots__ = ("entries", "reason", "status", "terms", "verdict", "waits")
+
+    def __init__(
+        self,
+        status: int,
+        reason: str,
+        waits: tuple[tuple[str, int], ...] = (),
+        *,
+        terms: Terms | None = None,
+        entries: Sequence[Entry] = (),
+        verdict: Verdict | None = None,
+    ) -> None:
+        self.status = status
+        self.reason = reason
+        self.waits = waits
+        self.terms = terms
+        self.entries = entries
+        self.verdict = verdict
+
+    def first(self) -> tuple[Entry, int, Verdict] | None:
+        """The entry with the longest wait, its state, and the verdict; ``None`` where no spend was refused."""
+        if self.verdict is None:
+            return None
+        states = zip(self.entries, self.verdict.states, strict=True)
+        return next((entry, state, self.verdict) for entry, state in states if entry.name == self.waits[0][0])
+
+
+Answer: TypeAlias = Denied | None
+
+
+class Stage(Protocol):
+    """One question that a request is asked. Adding a stage is writing one of these."""
+
+    name: str
+
+    def admit(self, ticket: Ticket) -> Answer | Awaitable[Answer]:
+        """``None`` to let it pass. What it took is noted on the ticket, whatever the answer."""
+        ...
+
+    def settle(self, ticket: Ticket, outcome: Outcome, *, refund: bool) -> None:
+        """Give back what is held. Called for every ticket that was asked, also twice."""
+        ...
+
+
+@final
+class Admission:
+    """Asks the stages. `admit` returns ``None`` (come in), a `Denied`, or an awaitable of either."""
+
+    __slots__ = ("_reversed", "_stages")
+
+    def __init__(self, stages: Iterable[Stage]) -> None:
+        self._stages = tuple(stages)
+        self._reversed = self._stages[::-1]
+
+    def __repr__(self) -> str:
+        return f"<Admission {' -> '.join(stage.name for stage in self._stages)}>"
+
+    def admit(self, ticket: Ticket) -> Answer | Awaitable[Answer]:
+        for stage in self._stages:
+            answer = stage.admit(ticket)
+            if answer is not None:
+                if type(answer) is Denied:
+                    return answer
+                return self._wait(ticket, answer, self._stages.index(stage))
+        return None
+
+    async def _wait(self, ticket: Ticket, answer: Any, at: int) -> Answer:
+        denied: Answer = await answer
+        for stage in self._stages[at + 1 :]:
+            if denied is not None:
+                break
+            later = stage.admit(ticket)
+            denied = later if later is None or isinstance(later, Denied) else await later
+        return denied
+
+    def settle(self, ticket: Ticket, outcome: Outcome, *, refund: bool) -> None:
+        """In reverse order. ``refund`` gives back what was spent as well: it was us who refused."""
+        for stage in self._reversed:
+            stage.settle(ticket, outcome, refund=refund)
+
+
+@final
+class TermsCompiler:
+    """Works out what holds for whom. Asked when a policy is loaded, and once for each rare combination later.
+
+    ``parts`` are the kinds of limit that are enforced here: ``rate``, ``quota``, ``concurrency``.
+    """
+
+    def __init__(self, policy: Policy, backend: Backend, parts: frozenset[str]) -> None:
+        self._policy = policy
+        self._backend = backend
+        self._parts = parts
+
+    def profiles(self) -> tuple[dict[str, Profile], Profile | None, Profile | None]:
+        """The profiles of the listed tenants, of other tenants, and of anonymous callers."""
+        policy = self._policy
+        shared: dict[tuple[int, str | None, Mode], Profile] = {}
+        listed = {}
+        for tenant in policy.tenants.values():
+            kind = (id(tenant.plan), tenant.priority, tenant.mode)
+            profile = shared.get(kind)
+            if profile is None:
+                profile = shared[kind] = Profile(tenant.plan, LISTED, tenant.priority, tenant.mode)
+            listed[tenant.id] = profile
+        other = Profile(policy.plans[policy.default_plan], "id") if policy.default_plan else None
+        anonymous = None
+        if policy.anonymous_plan and policy.identity.anonymous != "deny":
+            store = "address" if policy.identity.anonymous == "per-ip" else "global"
+            anonymous = Profile(policy.plans[policy.anonymous_plan], store)
+        return listed, other, anonymous
+
+    def terms(self, profile: Profile, route: Route) -> Terms:
+        """What holds for callers of ``profile`` on ``route``."""
+        policy, plan = self._policy, profile.plan
+        # A tenant's own priority, then the route's, then the plan's.
+        priority = profile.priority or route.priority or plan.priority or policy.middle_priority
+        mode = min(policy.mode, plan.mode, profile.mode, route.mode)
+        entries = [
+            *self._entries("rate", "quota", ("tenant",), plan.rates, plan.quota, route.cost, profile, of_plan=True)
+        ]
+        for limit in route.limits:
+            entries += self.route_entries(limit, profile)
+        concurrency = plan.concurrency if "concurrency" in self._parts else None
+        return Terms(profile, route, mode, priority, tuple(entries), concurrency)
+
+    def route_entries(self, limit: RouteLimit, profile: Profile) -> list[Entry]:
+        """The entries of a limit that a route adds."""
+        quota_name = f"{limit.name}-quota" if limit.rates else limit.name
+        return self._entries(
+            limit.name, quota_name, limit.per, limit.rates, limit.quota, limit.cost, profile, of_plan=False
+        )
+
+    def _entries(
+        self,
+        name: str,
+        quota_name: str,
+        per: Per,
+        rates: tuple[Rate, ...],
+        quota: Quota | None,
+        cost: int,
+        profile: Profile,
+        *,
+        of_plan: bool,
+    ) -> list[Entry]:
+        store, whose = _whose(per, profile)
+        entries = []
+        if "rate" in self._parts:
+            for number, rate in enumerate(rates, 1):
+                title = name if number == 1 else f"{name}-{number}"
+                entries.append(Entry(title, self._backend.meter(title, store, rate), whose, cost, of_plan=of_plan))
+        if quota is not None and "quota" in self._parts:
+            entries.append(
+                Entry(quota_name, self._backend.meter(quota_name, store, quota), whose, cost, of_plan=of_plan)
+            )
+        return entries
+
+
+def _whose(per: Per, profile: Profile) -> tuple[str, Whose]:
+    """The store of a limit's keys, and how a request's key is found."""
+    kinds = tuple(kind for kind in per if kind != "global")
+    if not kinds:
+        return "global", _everybody
+    if kinds == ("tenant",):
+        return profile.store, None
+    if kinds == ("client_ip",):
+        return "address", _address
+    if len(kinds) == 1:
+        name = kinds[0].removeprefix("state:")
+        return "state", lambda ticket: _state(ticket, name)
+    return "combination", lambda ticket: _combination(ticket, kinds)
+
+
+def bounded_id(value: object) -> str:
+    """A caller's id as text of at most 128 characters: longer ones by their hash, so that a key stays small."""
+    text = value if isinstance(value, str) else str(value)
+    if len(text) > MAX_ID:
+        return "blake2b:" + blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+    return text
+
+
+def _everybody(_: Ticket) -> Key:
+    return "everybody"
+
+
+def _address(ticket: Ticket) -> Key:
+    return ticket.address
+
+
+def _state(ticket: Ticket, name: str) -> str:
+    """The text of ``scope["state"][name]``; all requests without it share one bucket rather than escape the limit."""
+    value = (ticket.scope.get("state") or {}).get(name)
+    return "" if value is None else bounded_id(value)
+
+
+def _combination(ticket: Ticket, kinds: Per) -> bytes:
+    """Injective over its parts: each says its kind and its length."""
+    parts = []
+    for kind in kinds:
+        value: Key = (
+            ticket.address
+            if kind == "client_ip"
+            else ticket.principal
+            if kind == "tenant"
+            else _state(ticket, kind.removeprefix("state:"))
+        )
+        raw = value if isinstance(value, bytes) else value.encode("utf-8", "surrogatepass")
+        parts.append(b"%c%d:%b" % (b"b" if isinstance(value, bytes) else b"s", len(raw), raw))
+    return b"".join(parts)
+
+
+def charges_of(ticket: Ticket, terms: Iterable[tuple[Meter, Whose, int]]) -> list[Charge]:
+    """The charges of a request, with the keys filled in."""
+    principal = ticket.principal
+    return [(meter, principal if whose is None else whose(ticket), cost) for meter, whose, cost in terms]

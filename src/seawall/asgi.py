@@ -1,0 +1,757 @@
+"""The ASGI shell: a gate before an application, and the bytes of what the gate refuses.
+
+One middleware class does everything, and the single-stage ones are the same shell with fewer parts. Stacked in one app
+they find each other when they are built: the outermost takes over the parts of all that read the same policy, so that
+together they decide what `Seawall` decides, once.
+
+On the request path: no task, no lock, no request object, no logging, no exception for a refusal. A permit is given back
+in ``finally``, when the application's coroutine has ended, and never on ``http.disconnect``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import random as random_module
+import sys
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
+from contextvars import ContextVar
+from os import PathLike
+from time import monotonic_ns, time_ns
+from typing import TYPE_CHECKING, Any, TypeAlias, final
+from weakref import WeakSet
+
+from prometheus_client import CollectorRegistry
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+
+from seawall._version import __version__
+from seawall.admission import Denied, Entry
+from seawall.backends import Backend, Key, Verdict
+from seawall.backends.memory import MemoryBackend
+from seawall.config import ConfigError, load, load_mapping, simple
+from seawall.config.diagnostics import Diagnostic
+from seawall.decision import Clock, Mode, Outcome, Refusal
+from seawall.gate import Gate, Identify, Lane, Visit, count_checks
+from seawall.identity import FORWARDING_HEADERS, NetworkSet, tenant_id
+from seawall.metrics import (
+    ALLOWED,
+    BUILD_INFO,
+    CANCELLED,
+    CONFIG_INFO,
+    DECISION_DURATION,
+    DENIED,
+    EVICTED_KEYS,
+    EXEMPT,
+    LIMITED,
+    REJECTIONS,
+    REQUEST_DURATION,
+    TRACKED_KEYS,
+    Histogram,
+    Publication,
+    Reading,
+    metrics_app,
+)
+from seawall.notation import NotationError, parse_quota, parse_rates
+from seawall.policy import Per, Plan, Policy, Route, RouteLimit
+from seawall.responses import Header, Prepared, fill, grpc_headers, wants_html
+from seawall.routing import has_control_character, path_below_root
+from seawall.stages import CALLER, TenantConcurrency
+
+if TYPE_CHECKING:
+    from limits import RateLimitItem
+
+Scope: TypeAlias = MutableMapping[str, Any]
+Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+ASGIApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+OnReject: TypeAlias = Callable[[Any, Refusal], "ASGIApp | None"]
+Config: TypeAlias = "str | PathLike[str] | Mapping[str, Any] | Policy"
+RateLike: TypeAlias = "str | RateLimitItem | Sequence[str | RateLimitItem]"
+
+logger = logging.getLogger("seawall")
+
+SCOPE_KEY = "seawall"
+"""Where a request's visit is found in its scope."""
+
+current_exchange: ContextVar[Exchange | None] = ContextVar("seawall_exchange", default=None)
+"""The exchange that this context serves, for limits whose endpoints take no request."""
+
+_REQUEST = Histogram(REQUEST_DURATION)
+_DECISION = Histogram(DECISION_DURATION)
+_STARTS = frozenset({"http.response.start", "websocket.accept", "websocket.close", "websocket.http.response.start"})
+_WITH_HEADERS = _STARTS - {"websocket.close"}
+_FORWARDING_LOOKS = 256
+_MAX_CHAIN = 64
+_READS = frozenset({"GET", "HEAD"})
+
+_live: WeakSet[Middleware] = WeakSet()
+_switched_off = 0
+
+
+RATE_PARTS = frozenset({"rate", "concurrency"})
+QUOTA_PARTS = frozenset({"quota"})
+
+
+class Middleware:
+    """The shell around the stages that ``parts`` names."""
+
+    parts: frozenset[str] = frozenset()
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        policy: Policy,
+        *,
+        backend: Backend | None = None,
+        identify: Identify | None = None,
+        on_reject: OnReject | None = None,
+        registry: CollectorRegistry | None = None,
+        clock: Clock | None = None,
+        random: Callable[[], float] = random_module.random,
+    ) -> None:
+        self.app = app
+        self.policy = policy
+        self._identify = identify
+        self._on_reject = on_reject
+        self._clock = clock or monotonic_ns
+        if policy.backend.type != "memory" and backend is None:
+            raise misuse(
+                f"backend type '{policy.backend.type}' is not part of this version: use memory, and one process"
+            )
+        if policy.default_plan is None and identify is not None:
+            raise misuse("identify= may name tenants that the file does not list: set defaults.plan")
+        self._given_backend = backend
+        self._wall_clock: Clock = getattr(clock, "wall_ns", time_ns)
+        self._random = random
+        self._publication = Publication.of(registry)
+        self._cells = self._publication.cells
+        self._metrics_path = policy.metrics.path
+        self._metrics_allow = None if policy.metrics.allow is None else NetworkSet(policy.metrics.allow)
+        self._metrics_app: ASGIApp = metrics_app(registry)
+        self._inner = [link for link in _chain(app) if isinstance(link, Middleware)]
+        # What stands further in with the same policy is done here, in one decision; there it finds itself covered.
+        absorbed = [inner.parts for inner in self._inner if _same(inner.policy, policy)]
+        self._enforced = self.parts.union(*absorbed)
+        self.gate = self._build_gate()
+        self._decision_seconds = self._cells.index(DECISION_DURATION, self.gate.backend.name)
+        self._looks = _FORWARDING_LOOKS if self.gate.clients.trusts_nobody else 0
+        self._publication.sources.add(self)
+        _live.add(self)
+        self._warn_at_start()
+
+    def _build_gate(self) -> Gate:
+        backend = self._given_backend or MemoryBackend(
+            max_keys=self.policy.backend.max_keys, clock=self._clock, wall_clock=self._wall_clock
+        )
+        return Gate(
+            self.policy,
+            backend,
+            self._cells,
+            parts=self._enforced,
+            concurrency=TenantConcurrency(),
+            wall_clock=self._wall_clock,
+            random=self._random,
+        )
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.gate!r}, {self.gate.backend!r}>"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        kind = scope["type"]
+        if (kind != "http" and kind != "websocket") or _switched_off:
+            return await self.app(scope, receive, send)
+        started = self._clock()
+        method = scope["method"] if kind == "http" else "GET"
+        if method == "OPTIONS" and _is_preflight(scope["headers"]):
+            return await self.app(scope, receive, send)
+        gate = self.gate
+        outer: Exchange | None = scope.get(SCOPE_KEY)
+        if outer is not None and self._is_covered_by(outer.gate):
+            return await self.app(scope, receive, send)
+        path = path_below_root(scope)
+        if path == self._metrics_path and method in _READS and kind == "http":
+            return await self._serve_metrics(scope, receive, send)
+        if not path.isprintable() and has_control_character(path):
+            return await self._turn_away(_CONTROL_CHARACTER, outer, scope, receive, send)
+        position = gate.routes.match(path, method)
+        if gate.passes[position]:
+            return await self._pass(None, outer, scope, receive, send)
+        address = None
+        if gate.guarded:
+            client = gate.clients.resolve(scope)
+            if client in gate.denies:
+                return await self._turn_away(_DENIED, outer, scope, receive, send)
+            if client in gate.exempts:
+                return await self._pass(None, outer, scope, receive, send)
+            address = gate.clients.bucket(client)
+        if self._looks:
+            self._look_for_proxies(scope)
+        if self._identify is None:
+            tenant = gate.tenants.find(scope)
+        elif outer is not None and outer.shell._identify is self._identify:
+            tenant = outer.tenant
+        else:
+            tenant = await self._identified(scope)
+        found = gate.lane(scope, position, tenant, address)
+        if found is None:
+            return await self._turn_away(_UNIDENTIFIED, outer, scope, receive, send)
+        lane, principal, address = found
+        if lane.terms.mode is Mode.OFF:
+            return await self._pass(tenant, outer, scope, receive, send)
+
+        exchange = Exchange(self, lane, tenant, principal, address, scope, receive, send)
+        if outer is not None:
+            return await self._serve_inside(outer, exchange, scope, receive, send)
+        values = gate.cells.values
+        entered = 0
+        ended = CANCELLED
+        token = current_exchange.set(exchange)
+        try:
+            denied: Any = gate.admission.admit(exchange)
+            if denied is not None and type(denied) is not Denied:
+                denied = await denied
+            exchange.note_decision()
+            decided = self._clock()
+            _DECISION.observe(values, self._decision_seconds, decided - started)
+            if denied is not None:
+                lane.reject(denied)
+                if lane.enforced:
+                    return await exchange.refuse(denied)
+            entered = decided
+            values[lane.inflight] += 1
+            scope[SCOPE_KEY] = exchange
+            await self.app(scope, receive, exchange.answer)
+            ended = ALLOWED
+        except LimitExceeded:
+            if exchange.withheld is None or exchange.answered:
+                raise
+            await exchange.refuse(exchange.withheld)
+        except Exception:
+            ended = ALLOWED  # the server will answer 500
+            raise
+        finally:
+            if entered:
+                values[lane.inflight] -= 1
+                if lane.timed and not exchange.refused:
+                    _REQUEST.observe(values, lane.seconds, self._clock() - entered)
+            if not exchange.answered:
+                self.count(lane, tenant, ended)
+            exchange.settle(Outcome.SUCCESS, refund=exchange.refused)
+            current_exchange.reset(token)
+
+    async def _serve_inside(self, outer: Exchange, inner: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve what another shell has let in: this one's limits join its headers, and its refusal undoes both."""
+        outer.inside.append(inner)
+        lane = inner.lane
+        try:
+            denied: Any = self.gate.admission.admit(inner)
+            if denied is not None and type(denied) is not Denied:
+                denied = await denied
+            inner.note_decision()
+            if inner.verdict is not None and lane.enforced:
+                outer.add(lane.terms.entries, inner.verdict)
+            if denied is not None:
+                lane.reject(denied)
+                if lane.enforced:
+                    return await outer.refuse(denied)
+            await self.app(scope, receive, send)
+        finally:
+            inner.settle(Outcome.SUCCESS, refund=outer.refused)
+
+    def count(self, lane: Lane, tenant: str | None, outcome: int) -> None:
+        """Count a request as it is answered."""
+        self._cells.values[lane.requests[outcome]] += 1
+        if self.gate.labels is not None and tenant is not None:
+            self._cells.values[self.gate.labels.cell(tenant, outcome)] += 1
+
+    async def _pass(
+        self, tenant: str | None, outer: Exchange | None, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Serve what is exempt: counted, and otherwise untouched."""
+        if outer is None:
+            self._count_nobody(tenant, EXEMPT)
+        await self.app(scope, receive, send)
+
+    def _count_nobody(self, tenant: str | None, outcome: int) -> None:
+        values = self._cells.values
+        values[self.gate.nobody[outcome]] += 1
+        if self.gate.labels is not None and tenant is not None:
+            values[self.gate.labels.cell(tenant, outcome)] += 1
+
+    async def _turn_away(
+        self, denied: Denied, outer: Exchange | None, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Refuse somebody who has no lane: 400, 401 or 403."""
+        values = self._cells.values
+        values[self._cells.index(REJECTIONS, denied.reason, "", "", "none")] += 1
+        if outer is not None:
+            return await outer.refuse(denied)
+        self._count_nobody(None, DENIED)
+        await self.deliver(self.gate.answers.prepare(denied), None, [], scope, receive, send)
+
+    async def deliver(
+        self, prepared: Prepared, after: int | None, limits: list[Header], scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Send a refusal in the form that its caller understands. The request's body is not read."""
+        if self._on_reject is not None:
+            custom = self._custom(scope, prepared.refusal(after))
+            if custom is not None:
+                return await custom(scope, receive, send)
+        accept = content_type = b""
+        for name, value in scope["headers"]:
+            if name == b"accept":
+                accept = value
+            elif name == b"content-type":
+                content_type = value
+        answers = self.gate.answers
+        if content_type.startswith(b"application/grpc") and scope["type"] == "http":
+            headers = grpc_headers(prepared, after)
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            return await send({"type": "http.response.body", "body": b""})
+        if b"html" in accept and wants_html(accept):
+            body, form = fill(prepared.html, after), b"text/html; charset=utf-8"
+        else:
+            body, form = fill(prepared.json, after), b"application/problem+json"
+        headers = answers.headers(prepared.status, after, body, form, limits)
+        if scope["type"] == "websocket":
+            await receive()  # the handshake, which a server may want to have handed over first
+            if "websocket.http.response" not in (scope.get("extensions") or ()):
+                # 1013, try again later; the reason is all that can be said before a connection is there.
+                return await send({"type": "websocket.close", "code": 1013, "reason": prepared.reason})
+            prefix = "websocket.http.response"
+        else:
+            prefix = "http.response"
+            if scope["method"] == "HEAD":
+                body = b""
+        await send({"type": f"{prefix}.start", "status": prepared.status, "headers": headers})
+        await send({"type": f"{prefix}.body", "body": body})
+
+    def _custom(self, scope: Scope, refusal: Refusal) -> ASGIApp | None:
+        """What `on_reject` wants to answer instead."""
+        if self._on_reject is None:
+            return None
+        try:
+            return self._on_reject(scope, refusal)
+        except Exception:
+            _once("on_reject", "on_reject= failed; refusals are answered as usual", exc_info=True)
+            return None
+
+    async def _identified(self, scope: Scope) -> str | None:
+        """What ``identify`` says. Nobody, if it fails: a bug there must not open the gate, nor close it to everybody."""
+        if self._identify is None:
+            return None
+        try:
+            answer = self._identify(scope)
+            return tenant_id(await answer if inspect.isawaitable(answer) else answer)
+        except Exception:
+            _once("identify", "identify= failed; its callers are anonymous", exc_info=True)
+            return None
+
+    async def _serve_metrics(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a scrape, if this peer may scrape: 404 like any path that does not exist, if not."""
+        self._count_nobody(None, EXEMPT)
+        if not self._may_scrape(scope):
+            headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"9")]
+            await send({"type": "http.response.start", "status": 404, "headers": headers})
+            return await send({"type": "http.response.body", "body": b"Not Found" * (scope["method"] != "HEAD")})
+        if scope["method"] == "HEAD":
+            send = _without_body(send)
+        await self._metrics_app(scope, receive, send)
+
+    def _may_scrape(self, scope: Scope) -> bool:
+        """Whether the direct peer is allowed, and whoever it forwards for.
+
+        Forwarding headers from a peer that is no trusted proxy are refused, or an nginx on the same machine, which is
+        not configured anywhere, would open a path meant for localhost to everybody.
+        """
+        allowed = self._metrics_allow
+        if allowed is None:
+            return True
+        clients = self.gate.clients
+        peer = clients.peer(scope)
+        if peer not in allowed:
+            return False
+        if not any(name in FORWARDING_HEADERS for name, _ in scope["headers"]):
+            return True
+        return clients.trusts(peer) and clients.resolve(scope) in allowed
+
+    def _is_covered_by(self, outer: Gate) -> bool:
+        """Whether a shell further out already enforces everything that this one would."""
+        return self.parts <= outer.parts and _same(self.policy, outer.policy)
+
+    def _look_for_proxies(self, scope: Scope) -> None:
+        """Say once that a proxy is in front and not configured: all its clients would share one bucket.
+
+        Looks at the first few hundred requests only, so that it costs nothing later.
+        """
+        self._looks -= 1
+        for name, _ in scope["headers"]:
+            if name == b"x-forwarded-for" or name == b"forwarded":
+                self._looks = 0
+                header = name.decode()
+                _once(
+                    "proxy",
+                    f"requests carry {header}, and no proxy is trusted, so all clients of one proxy share its limits: "
+                    f"set identity.client_ip.trusted_proxies to the proxy's addresses",
+                )
+                return
+
+    def _warn_at_start(self) -> None:
+        for text in self.policy.warnings:
+            _once(text, text)
+        if any(other.parts & self.parts and _same(other.policy, self.policy) for other in self._inner):
+            _once("twice", f"{type(self).__name__} is installed twice with one policy; the inner one does nothing")
+        if _has_cors_inside(self.app):
+            _once(
+                "cors",
+                "CORSMiddleware is inside Seawall, so browsers cannot read a refusal: add it after Seawall (the last "
+                "one added is the outermost), with expose_headers=seawall.EXPOSE_HEADERS",
+            )
+        if self.gate.backend.name == "memory":
+            workers = _worker_count()
+            if workers > 1:
+                _once(
+                    "workers",
+                    f"{workers} workers, and each counts for itself in memory: callers get up to {workers} times "
+                    f"their plan. Run one worker until state is shared, or divide the limits by {workers}",
+                )
+
+    def statistics(self) -> dict[str, Any]:
+        """What is held now: ``backend`` (keys by store) and ``concurrency`` (callers and requests in flight)."""
+        return {"backend": self.gate.backend.statistics(), "concurrency": self.gate.concurrency.statistics()}
+
+    def readings(self) -> Iterable[Reading]:
+        """Metrics that are read off at a scrape."""
+        for store, numbers in self.gate.backend.statistics().items():
+            yield TRACKED_KEYS, (store,), numbers["keys"]
+            yield EVICTED_KEYS, (store,), numbers["evicted"]
+        yield CONFIG_INFO, (self.policy.digest[:12], self.policy.mode.name.lower()), 1
+        yield BUILD_INFO, (__version__,), 1
+
+    def before_scrape(self) -> None:
+        if self.gate.labels is not None:
+            self.gate.labels.grant()
+
+    def reset(self) -> None:
+        """Forget every caller's usage (tests)."""
+        self.gate = self._build_gate()
+
+
+@final
+class Exchange(Visit):
+    """A request that was let in (or is being refused), and its answer.
+
+    ``withheld`` is a refusal that a limit inside the application has decided on: whatever the application then begins
+    to answer, the refusal is sent instead.
+    """
+
+    __slots__ = ("_receive", "_send", "answered", "inside", "refused", "shell", "withheld")
+
+    def __init__(
+        self,
+        shell: Middleware,
+        lane: Lane,
+        tenant: str | None,
+        principal: Key,
+        address: bytes | None,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        super().__init__(scope, shell.gate, lane, tenant, principal, address)
+        self.shell = shell
+        self._receive = receive
+        self._send = send
+        self.answered = False
+        self.refused = False
+        self.inside: list[Visit] = []
+        self.withheld: Denied | None = None
+
+    def note_decision(self) -> None:
+        """Count what each policy decided."""
+        if self.verdict is not None:
+            lane = self.lane
+            self.closest = count_checks(lane.terms.entries, lane.checks, self.verdict, self.gate.cells.values)
+
+    def add(self, entries: Sequence[Entry], verdict: Verdict) -> None:
+        """Let the headers speak of limits from elsewhere as well."""
+        self.extra.append((entries, verdict))
+        self.closest = None
+
+    async def answer(self, message: Message) -> None:
+        """The ``send`` of the application."""
+        if self.owed:
+            self.pay()
+        if self.answered:
+            # After a refusal the application's own answer is of no interest to anybody.
+            return None if self.refused else await self._send(message)
+        kind = message["type"]
+        if kind not in _STARTS:
+            return await self._send(message)
+        if self.withheld is not None:
+            return await self.refuse(self.withheld)
+        self.answered = True
+        lane = self.lane
+        self.shell.count(lane, self.tenant, ALLOWED)
+        if lane.enforced and kind in _WITH_HEADERS:
+            headers = self.limit_headers(redirect=300 <= message.get("status", 200) < 400)
+            if headers:
+                message = {**message, "headers": [*message.get("headers", ()), *headers]}
+        await self._send(message)
+
+    async def refuse(self, denied: Denied) -> None:
+        """Answer with a refusal, whoever decided on it."""
+        self.refused = True
+        self.answered = True
+        limited = denied.status == CALLER
+        self.shell.count(self.lane, self.tenant, LIMITED if limited else DENIED)
+        answers = self.gate.answers
+        limits = self.refusal_headers(denied) if limited else []
+        after = answers.delay(denied)
+        await self.shell.deliver(answers.prepare(denied), after, limits, self.scope, self._receive, self._send)
+
+
+class LimitExceeded(HTTPException):
+    """What `seawall.limit` raises. Applications need not catch it: whatever they answer, the refusal is sent."""
+
+    def __init__(self) -> None:
+        super().__init__(CALLER, "rate limit exceeded")
+
+
+@final
+class Seawall(Middleware):
+    """Everything that a configuration file says, in one middleware.
+
+    ``config`` is the path of a YAML file, a mapping of the same shape, or a loaded `Policy`; ``default`` instead of it
+    is one rate for every client address (``"100/minute"``). Exactly one of the two is given.
+
+    ``backend`` replaces the one that the configuration names. ``identify(scope)`` returns a tenant's id (or ``None``
+    for an anonymous caller) instead of the configured sources, now or awaited. ``on_reject(scope, refusal)`` returns an
+    ASGI app that answers instead of Seawall, or ``None``. ``registry`` is where metrics are published, by default one
+    of Seawall's own (`metrics_app`). ``clock`` is monotonic nanoseconds (tests).
+
+    Raises `ConfigError`, whose text is every mistake in the file at its place.
+
+    >>> from starlette.applications import Starlette
+    >>> app = Starlette()
+    >>> app.add_middleware(Seawall, default="100/minute")
+    """
+
+    parts = RATE_PARTS | QUOTA_PARTS
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        config: Config | None = None,
+        *,
+        default: RateLike | None = None,
+        backend: Backend | None = None,
+        identify: Identify | None = None,
+        on_reject: OnReject | None = None,
+        registry: CollectorRegistry | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        policy = _policy(config, "default", None if default is None else (lambda: simple(parse_rates(default))))
+        super().__init__(
+            app,
+            policy,
+            backend=backend,
+            identify=identify,
+            on_reject=on_reject,
+            registry=registry,
+            clock=clock,
+        )
+
+
+@final
+class RateLimitMiddleware(Middleware):
+    """The rates of a configuration (and its tenants' concurrency), or one rate without a file.
+
+    ``limit`` is a rate such as ``"10/second"``; ``per`` says whose: ``client_ip`` (the default), ``tenant``,
+    ``global``, ``state:NAME``, or a list of them. Everything else is as for `Seawall`.
+    """
+
+    parts = RATE_PARTS
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        config: Config | None = None,
+        *,
+        limit: RateLike | None = None,
+        per: str | Sequence[str] = "client_ip",
+        backend: Backend | None = None,
+        identify: Identify | None = None,
+        on_reject: OnReject | None = None,
+        registry: CollectorRegistry | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        build = None if limit is None else (lambda: _single(Plan("default", rates=parse_rates(limit)), per))
+        super().__init__(
+            app,
+            _policy(config, "limit", build),
+            backend=backend,
+            identify=identify,
+            on_reject=on_reject,
+            registry=registry,
+            clock=clock,
+        )
+
+
+@final
+class QuotaMiddleware(Middleware):
+    """The calendar quotas of a configuration, or one quota without a file.
+
+    ``limit`` is a count per day or month such as ``"10_000/day"``, ``zone`` the time zone whose midnight ends it, ``per``
+    whose it is. Everything else is as for `Seawall`.
+    """
+
+    parts = QUOTA_PARTS
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        config: Config | None = None,
+        *,
+        limit: str | None = None,
+        zone: str = "UTC",
+        per: str | Sequence[str] = "client_ip",
+        backend: Backend | None = None,
+        identify: Identify | None = None,
+        on_reject: OnReject | None = None,
+        registry: CollectorRegistry | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        build = None if limit is None else (lambda: _single(Plan("default", quota=parse_quota(limit, zone)), per))
+        super().__init__(
+            app,
+            _policy(config, "limit", build),
+            backend=backend,
+            identify=identify,
+            on_reject=on_reject,
+            registry=registry,
+            clock=clock,
+        )
+
+
+def _policy(config: Config | None, shortcut: str, build: Callable[[], Policy] | None) -> Policy:
+    """The policy of a configuration, or the one that a keyword describes; exactly one of them is given."""
+    if (config is None) == (build is None):
+        raise misuse(f"give either config= or {shortcut}=, not {'both' if build else 'neither'}")
+    if build is not None:
+        try:
+            return build()
+        except NotationError as error:
+            raise misuse(f"{shortcut}=: {error.message}") from None
+    if isinstance(config, Policy):
+        return config
+    if isinstance(config, Mapping):
+        return load_mapping(config)
+    if isinstance(config, str | PathLike):
+        return load(config)
+    raise misuse(f"config= is a path, a mapping or a Policy, not {type(config).__name__}")
+
+
+def _single(plan: Plan, per: str | Sequence[str]) -> Policy:
+    """The policy of one limit without a file."""
+    kinds = parse_per(per)
+    if kinds == ("client_ip",):
+        return Policy(plans={"default": plan}, default_plan="default", anonymous_plan="default")
+    # Somebody else's than the caller's: a limit of the one rule that everything matches.
+    name = "rate" if plan.rates else "quota"
+    route = Route("everything", ("/**",), limits=(RouteLimit(name, kinds, plan.rates, plan.quota),))
+    return Policy(plans={"default": Plan("default")}, default_plan="default", anonymous_plan="default", routes=(route,))
+
+
+def parse_per(per: str | Sequence[str]) -> Per:
+    """Whose limit it is, checked."""
+    kinds = (per,) if isinstance(per, str) else tuple(per)
+    for kind in kinds or ("",):
+        if kind not in ("client_ip", "tenant", "global") and not (kind.startswith("state:") and len(kind) > 6):
+            raise misuse(f"per= is client_ip, tenant, global, state:NAME or a list of them, not {kind!r}")
+    return kinds
+
+
+def misuse(message: str) -> ConfigError:
+    return ConfigError([Diagnostic("seawall", 0, 0, "error", "E015", message)])
+
+
+def _same(one: Policy, other: Policy) -> bool:
+    """Whether two policies are one, loaded twice."""
+    return one is other or (one.digest == other.digest and one == other)
+
+
+def _is_preflight(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether an OPTIONS request is a browser asking for permission."""
+    names = {name for name, _ in headers}
+    return b"origin" in names and b"access-control-request-method" in names
+
+
+def _without_body(send: Send) -> Send:
+    async def send_head(message: Message) -> None:
+        await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+    return send_head
+
+
+def _chain(app: object) -> Iterable[object]:
+    """``app`` and the apps that it wraps, as far as they tell by the usual attribute."""
+    for _ in range(_MAX_CHAIN):
+        if app is None:
+            return
+        yield app
+        app = getattr(app, "app", None)
+
+
+def _has_cors_inside(app: object) -> bool:
+    for link in _chain(app):
+        if isinstance(link, CORSMiddleware):
+            return True
+        stack = getattr(link, "user_middleware", ())
+        if any(getattr(middleware, "cls", None) is CORSMiddleware for middleware in stack):
+            # An application that was wrapped whole, and not through its own list of middlewares.
+            return True
+    return False
+
+
+def _worker_count() -> int:
+    """How many processes serve this application, as far as the command line and the environment tell."""
+    arguments = sys.argv
+    found = [os.environ.get("WEB_CONCURRENCY", "")]
+    for position, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name in ("--workers", "-w"):
+            found.append(value if equals else "".join(arguments[position + 1 : position + 2]))
+    return max(int(text) if text.isdecimal() else 1 for text in found)
+
+
+_said: set[str] = set()
+
+
+def _once(key: str, text: str, *, exc_info: bool = False) -> None:
+    """Log a warning the first time that ``key`` is."""
+    if key not in _said:
+        _said.add(key)
+        logger.warning("%s", text, exc_info=exc_info)
+
+
+def switch_off(off: bool) -> None:
+    """Let everything pass, or stop doing so. Nests (tests)."""
+    global _switched_off
+    _switched_off += 1 if off else -1
+
+
+def reset_all() -> None:
+    """Forget all usage, all counts and all warnings of this process (tests)."""
+    _said.clear()
+    for middleware in list(_live):
+        middleware.reset()
+
+
+_CONTROL_CHARACTER = Denied(400, "denied")
+_DENIED = Denied(403, "denied")
+_UNIDENTIFIED = Denied(401, "unidentified")

@@ -1,0 +1,239 @@
+"""State in this process: plain functions, no lock, no timer, O(1) whatever the number of keys.
+
+A meter keeps its buckets in a few hundred dicts and not in one, because a dict of 700,000 keys takes 22..146 ms in the
+one insert that makes it grow; one of a few thousand takes less than a scheduler's tick. The values are plain
+integers, so that the garbage collector has nothing to walk.
+
+Keys are forgotten incrementally: whoever brings a new key looks at the two oldest of its shard, drops those that are
+full again (which no later decision can notice, G11) and moves the others to the end of the line. There is no sweep.
+Where nothing can be forgotten and the store is at its cap, new keys share a few overflow buckets: strangers may then be
+refused for each other's sake, but nobody's exhausted bucket is ever reset by somebody else's flood.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from time import monotonic_ns, time_ns
+from typing import cast, final
+
+from seawall.backends import LISTED, Charge, Key, Meter, Verdict
+from seawall.decision import Clock
+from seawall.rate import Quota, Rate, spend, spend_quota
+
+SHARD_KEYS = 2_000
+OVERFLOW_BUCKETS = 64
+
+
+class _Store:
+    """What is counted and capped together: all meters over one kind of identity."""
+
+    __slots__ = ("cap", "evicted", "keys", "meters", "overflowed", "turn")
+
+    def __init__(self, cap: int) -> None:
+        self.cap = cap
+        self.keys = 0
+        self.evicted = 0
+        self.overflowed = 0
+        self.meters: list[MemoryMeter] = []
+        self.turn = 0
+
+    def next_shard(self) -> tuple[MemoryMeter, dict[Key, int]]:
+        """The next of all shards in turn, so that every key of a full store is looked at sooner or later."""
+        self.turn += 1
+        meter = self.meters[self.turn % len(self.meters)]
+        return meter, meter.shards[self.turn // len(self.meters) % meter.size]
+
+
+@final
+class MemoryMeter(Meter):
+    """A limit and its buckets: full-again instants (or window counts) by key, spread over ``size`` dicts."""
+
+    __slots__ = ("capacity", "ceiling", "counts", "interval", "overflow", "quota", "scale", "shards", "size")
+
+    def __init__(self, name: str, store: str, rate: Rate | Quota, counts: _Store, size: int) -> None:
+        super().__init__(name, store, rate)
+        self.counts = counts
+        # An odd number, and by remainder: dicts index by the low bits of the same hash, and keys that agree in
+        # those would all collide inside their shard.
+        self.size = size
+        self.shards: list[dict[Key, int]] = [{} for _ in range(size)]
+        self.overflow: dict[Key, int] = {}
+        bucket = rate if isinstance(rate, Rate) else None
+        self.scale = bucket.scale if bucket else 0
+        self.interval = bucket.interval if bucket else 0
+        self.capacity = bucket.capacity if bucket else 0
+        self.ceiling = bucket.ceiling if bucket else 0
+        self.quota = rate if isinstance(rate, Quota) else None
+
+    def locate(self, key: Key) -> dict[Key, int]:
+        """The dict that ``key`` is in, or would be in."""
+        return self.overflow if key in self.overflow else self.shards[hash(key) % self.size]
+
+    def reap(self, shard: dict[Key, int], now: int, wall: int) -> bool:
+        """Whether the oldest key of ``shard`` was full again and is forgotten; otherwise it becomes the youngest."""
+        key = next(iter(shard), None)
+        if key is None:
+            return False
+        state = shard.pop(key)
+        if state <= now * self.scale if self.quota is None else state < self.quota.enter(wall):
+            self.counts.keys -= 1
+            self.counts.evicted += 1
+            return True
+        shard[key] = self.attempt(state, now, wall, 0)[0]
+        return False
+
+    def attempt(self, state: int, now: int, wall: int, cost: int) -> tuple[int, int]:
+        """`seawall.rate.spend` or `spend_quota`, whichever this limit is."""
+        if self.quota is not None:
+            return spend_quota(state, wall, self.quota, cost)
+        return spend(state, now, cast(Rate, self.rate), cost)
+
+
+@final
+class MemoryBackend:
+    """Buckets and quotas in memory, exact for one process.
+
+    ``max_keys`` is the number of keys that each store tracks: addresses, unlisted tenants and combinations are each
+    capped on their own, rates apart from quotas. 100,000 by default, at most about 250 bytes each.
+    """
+
+    name = "memory"
+
+    def __init__(self, *, max_keys: int = 100_000, clock: Clock = monotonic_ns, wall_clock: Clock = time_ns) -> None:
+        if max_keys < 1:
+            raise ValueError(f"max_keys must be at least 1, not {max_keys}")
+        self._max_keys = max_keys
+        self._clock = clock
+        self._wall = wall_clock
+        self._stores: dict[str, _Store] = {}
+        self._meters: dict[tuple[str, str, Rate | Quota], MemoryMeter] = {}
+
+    def __repr__(self) -> str:
+        keys = sum(store.keys for store in self._stores.values())
+        return f"<MemoryBackend {keys} keys in {len(self._stores)} stores, at most {self._max_keys} each>"
+
+    def meter(self, name: str, store: str, rate: Rate | Quota) -> MemoryMeter:
+        """The meter for a limit; the same one for the same name, store and rate."""
+        known = self._meters.get((name, store, rate))
+        if known is None:
+            capped = store != LISTED
+            counted = f"{store}-quota" if capped and isinstance(rate, Quota) else store
+            counts = self._stores.get(counted)
+            if counts is None:
+                counts = self._stores[counted] = _Store(self._max_keys if capped else -1)
+            size = max(257, self._max_keys // SHARD_KEYS | 1) if capped else 1
+            known = self._meters[name, store, rate] = MemoryMeter(name, store, rate, counts, size)
+            counts.meters.append(known)
+        return known
+
+    def spend(self, charges: Sequence[Charge]) -> Verdict:
+        """Take all of ``charges`` or none.
+
+        Written into the buckets as it goes and taken back when one refuses, because almost always none does. The
+        arithmetic is `seawall.rate.spend` written out: calling it costs 0.9 instead of 0.6 us for three limits.
+        """
+        now = self._clock()
+        wall = self._wall()
+        states: list[int] = []
+        for meter, key, cost in cast("Sequence[tuple[MemoryMeter, Key, int]]", charges):
+            shard = meter.shards[hash(key) % meter.size]
+            state = shard.get(key)
+            if state is None:
+                shard, known = self._track(meter, shard, key, now, wall)
+                if known != key:
+                    charges = [*charges[: len(states)], (meter, known, cost), *charges[len(states) + 1 :]]
+                    key = known
+                state = shard[key]
+            scale = meter.scale
+            if scale:
+                full = now * scale
+                if state < full:
+                    state = full
+                elif state > full + meter.ceiling:
+                    state = full + meter.ceiling
+                after = state + cost * meter.interval
+                if after > full + meter.capacity and cost:
+                    break
+            else:
+                after, wait = meter.attempt(state, now, wall, cost)
+                if wait:
+                    break
+            shard[key] = after
+            states.append(after)
+        else:
+            return Verdict(charges, states, None, now, wall)
+        return self._refuse(charges, len(states), now, wall)
+
+    def _refuse(self, charges: Sequence[Charge], taken: int, now: int, wall: int) -> Verdict:
+        """Give the first ``taken`` charges back and say of each what it would have had to wait."""
+        self._give_back(charges[:taken], now, wall, wall)
+        states, waits = [], []
+        for meter, key, cost in cast("Sequence[tuple[MemoryMeter, Key, int]]", charges):
+            shard = meter.locate(key)
+            state = shard.get(key, 0)
+            after, wait = meter.attempt(state, now, wall, cost)
+            if wait:
+                # The clamp of a refused bucket is kept, or a clock that stepped back would starve it (G6).
+                state = after
+                if key in shard:
+                    shard[key] = after
+            states.append(state)
+            waits.append(wait)
+        return Verdict(charges, states, waits, now, wall)
+
+    def debit(self, charges: Sequence[Charge]) -> None:
+        """Take ``charges`` without asking, down to one burst of debt in a bucket."""
+        now, wall = self._clock(), self._wall()
+        for meter, key, cost in cast("Sequence[tuple[MemoryMeter, Key, int]]", charges):
+            shard = meter.locate(key)
+            if key not in shard:
+                shard, key = self._track(meter, shard, key, now, wall)
+            shard[key] = meter.rate.debit(shard[key], now if meter.scale else wall, cost)
+
+    def refund(self, charges: Sequence[Charge], spent_at: int) -> None:
+        """Give ``charges`` back that were spent at ``spent_at``."""
+        self._give_back(charges, self._clock(), self._wall(), spent_at)
+
+    def _give_back(self, charges: Sequence[Charge], now: int, wall: int, spent_at: int) -> None:
+        for meter, key, cost in cast("Sequence[tuple[MemoryMeter, Key, int]]", charges):
+            shard = meter.locate(key)
+            state = shard.get(key)
+            if state is None:
+                continue  # forgotten, hence full already
+            if meter.quota is not None:
+                shard[key] = meter.quota.refund(state, wall, cost, spent_at)
+            else:
+                shard[key] = cast(Rate, meter.rate).refund(state, now, cost)
+
+    def _track(
+        self, meter: MemoryMeter, shard: dict[Key, int], key: Key, now: int, wall: int
+    ) -> tuple[dict[Key, int], Key]:
+        """Make room for a key that is not tracked: the dict to keep it in, and the key it got."""
+        counts = meter.counts
+        if counts.cap >= 0:
+            # Two for one, so that a store shrinks while new keys come, faster than they come.
+            meter.reap(shard, now, wall)
+            meter.reap(shard, now, wall)
+            if counts.keys >= counts.cap:
+                for _ in range(8):
+                    other, candidate = counts.next_shard()
+                    if other.reap(candidate, now, wall):
+                        break
+                else:
+                    counts.overflowed += 1
+                    key = b"overflow:%d" % (hash(key) % OVERFLOW_BUCKETS)
+                    meter.overflow.setdefault(key, 0)
+                    return meter.overflow, key
+        counts.keys += 1
+        shard[key] = 0
+        return shard, key
+
+    def statistics(self) -> dict[str, dict[str, int]]:
+        """Per store: ``keys`` tracked now, ``evicted`` so far, ``overflowed`` charges that shared a bucket."""
+        return {
+            name: {"keys": store.keys, "evicted": store.evicted, "overflowed": store.overflowed}
+            for name, store in sorted(self._stores.items())
+        }
+
+    async def aclose(self) -> None:
+        """Nothing to release."""

@@ -1,0 +1,178 @@
+"""What an endpoint may say about its own request: a limit of its own, a cost known afterwards, what is left.
+
+All three find the request's exchange, in its scope or in the context, so that an endpoint needs no parameter for them.
+"""
+
+import functools
+import inspect
+import re
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar, cast, final, overload
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import HTTPConnection
+
+from seawall.admission import Entry, charges_of
+from seawall.asgi import SCOPE_KEY, Exchange, LimitExceeded, RateLike, current_exchange, misuse, parse_per
+from seawall.backends import Verdict
+from seawall.decision import NEVER, Decision, Mode
+from seawall.gate import Gate, count_checks
+from seawall.notation import NotationError, parse_rates
+from seawall.policy import RouteLimit
+from seawall.rate import SECOND, Rate
+from seawall.stages import refused_spend
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+MAX_COST = 1_000_000_000
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+
+
+def _exchange(connection: HTTPConnection | None) -> Exchange | None:
+    """The exchange of a request; ``None`` where its path or its caller is exempt."""
+    found = connection.scope.get(SCOPE_KEY) if connection is not None else current_exchange.get()
+    return cast("Exchange | None", found)
+
+
+@final
+class Limit:
+    """A limit of one route: a FastAPI dependency, or a decorator. Made by `limit`."""
+
+    def __init__(self, rates: tuple[Rate, ...], per: tuple[str, ...], cost: int, name: str) -> None:
+        self._limit = RouteLimit(name, per, rates, cost=cost)
+        self._entries: dict[tuple[int, int], tuple[Gate, list[Entry], list[tuple[int, ...]]]] = {}
+        # FastAPI asks the instance's own `__call__` whether it is a coroutine function, and calls the type's. As a
+        # plain function it would be sent to the thread pool, 50 us away and outside the loop's atomicity.
+        self.__dict__["__call__"] = self._check
+        self.__signature__ = inspect.signature(self._check)
+
+    def __repr__(self) -> str:
+        return f"<limit {self._limit.name}: {self._limit.rates} per {', '.join(self._limit.per)}>"
+
+    @overload
+    def __call__(self, connection: HTTPConnection) -> Awaitable[None]: ...
+    @overload
+    def __call__(self, connection: F) -> F: ...
+    def __call__(self, connection: Any) -> Any:
+        return self._check(connection) if isinstance(connection, HTTPConnection) else self._decorate(connection)
+
+    async def _check(self, connection: HTTPConnection) -> None:
+        await self._enforce(_exchange(connection))
+
+    def _decorate(self, endpoint: Callable[..., Any]) -> Callable[..., Any]:
+        if inspect.isclass(endpoint) or not callable(endpoint):
+            raise TypeError("seawall.limit decorates a function; limit a class of endpoints by a route in the file")
+        if inspect.isasyncgenfunction(endpoint) or inspect.isgeneratorfunction(endpoint):
+            raise TypeError("seawall.limit decorates a function, not a generator; use it as a dependency")
+        is_coroutine = inspect.iscoroutinefunction(endpoint)
+
+        @functools.wraps(endpoint)
+        async def limited(*args: Any, **kwargs: Any) -> Any:
+            await self._enforce(current_exchange.get())
+            if is_coroutine:
+                return await endpoint(*args, **kwargs)
+            return await run_in_threadpool(endpoint, *args, **kwargs)
+
+        return limited
+
+    async def _enforce(self, exchange: Exchange | None) -> None:
+        if exchange is None or exchange.terms.mode is Mode.OFF:
+            return
+        entries, cells = self._prepare(exchange)
+        pending = exchange.gate.backend.spend(charges_of(exchange, [(e.meter, e.whose, e.cost) for e in entries]))
+        verdict = pending if isinstance(pending, Verdict) else await pending
+        count_checks(entries, cells, verdict, exchange.gate.cells.values)
+        if exchange.lane.enforced:
+            exchange.add(entries, verdict)
+        if verdict.admitted:
+            return
+        denied = refused_spend(exchange.terms, entries, verdict)
+        exchange.lane.reject(denied)
+        if exchange.lane.enforced:
+            exchange.withheld = denied
+            raise LimitExceeded
+
+    def _prepare(self, exchange: Exchange) -> tuple[list[Entry], list[tuple[int, ...]]]:
+        gate, lane = exchange.gate, exchange.lane
+        key = (id(gate), id(lane.terms.profile))
+        known = self._entries.get(key)
+        if known is None or known[0] is not gate:
+            entries = gate.entries(self._limit, lane)
+            known = self._entries[key] = (gate, entries, [lane.check_cells(entry) for entry in entries])
+        return known[1], known[2]
+
+
+def limit(rate: RateLike, *, per: str | Sequence[str] = "client_ip", cost: int = 1, name: str | None = None) -> Limit:
+    """A limit for one route, on top of its callers' plans: ``Depends(limit("5/minute"))`` or ``@limit("5/minute")``.
+
+    ``rate`` is any rate that the file takes, or a `limits` item. ``per`` says whose bucket it is: ``client_ip``,
+    ``tenant``, ``global``, ``state:NAME`` or a list of them; one bucket however many routes share the object. ``cost``
+    is what a request takes of it, from 1 to 1,000,000. ``name`` is what headers, bodies and metrics call it, by default
+    the module and line of this call.
+
+    The refusal is the same as for a limit in the file, and the plan gets back what it was charged. The endpoint needs
+    no ``request`` parameter; the application needs `Seawall` (or `RateLimitMiddleware`) around it, or nothing is
+    limited.
+    """
+    try:
+        rates = parse_rates(rate)
+    except NotationError as error:
+        raise misuse(f"limit(): {error.message}") from None
+    if isinstance(cost, bool) or not isinstance(cost, int) or not 1 <= cost <= 1_000_000:
+        raise misuse(f"limit(): cost is a whole number from 1 to 1,000,000, not {cost!r}")
+    if name is None:
+        caller = sys._getframe(1)
+        module = re.sub(r"[^a-z0-9]+", "-", str(caller.f_globals.get("__name__", "limit")).lower()).strip("-")
+        name = f"{module[-50:].strip('-') or 'limit'}-{caller.f_lineno}"
+    elif _NAME.fullmatch(name) is None:
+        raise misuse(f"limit(): name matches [a-z0-9][a-z0-9_-]{{0,63}}, unlike {name!r}")
+    return Limit(rates, parse_per(per), cost, name)
+
+
+def charge(request: HTTPConnection, cost: int) -> None:
+    """Add ``cost`` to what this request was charged, or give some back with a negative one.
+
+    For a cost that is known only afterwards: tokens generated, rows returned. It goes to what a route's ``cost`` goes
+    to, the plan's rate and quota. A bucket goes into debt by at most one burst; a quota counts all of it. What is given
+    back never exceeds what this request was charged, and is void once the quota's window is over.
+
+    ``cost`` is a whole number of at most 1e9 either way: `TypeError` and `ValueError` otherwise. May be called from any
+    thread and more than once; it takes effect with the next message of the answer, or at its end.
+    """
+    if isinstance(cost, bool) or not isinstance(cost, int):
+        raise TypeError(f"cost is a whole number, not {cost!r}")
+    if not -MAX_COST <= cost <= MAX_COST:
+        raise ValueError(f"cost is at most {MAX_COST:_} either way, not {cost}")
+    exchange = _exchange(request)
+    if exchange is not None:
+        for visit in (exchange, *exchange.inside):
+            visit.owed += cost
+
+
+def usage(request: HTTPConnection) -> dict[str, Decision]:
+    """What the caller has left of each policy that limits this request, by the policy's name.
+
+    Read off this request's own decision, so it costs no call; what the caller has spent since is not in it. Empty
+    where the request is exempt.
+    """
+    exchange = _exchange(request)
+    if exchange is None:
+        return {}
+    found = {}
+    for entries, verdict in exchange.spent():
+        for entry, state in zip(entries, verdict.states, strict=True):
+            wait = entry.wait(state, verdict)
+            found[entry.name] = Decision(
+                admitted=wait == 0,
+                rule=entry.name,
+                limit=entry.limit,
+                remaining=entry.remaining(state, verdict),
+                retry_after=float("inf") if wait == NEVER else wait / SECOND,
+                window=float(entry.rate.window_s),
+            )
+    limit_ = exchange.terms.concurrency
+    if limit_ is not None:
+        running = exchange.gate.concurrency.in_flight(exchange.principal)
+        found["concurrency"] = Decision(running < limit_, "concurrency", limit_, max(0, limit_ - running), 0.0, 0.0)
+    return found

@@ -1,0 +1,299 @@
+"""A policy, ready to be asked: everything that one request needs and that does not change between requests.
+
+`Gate` is built when a policy is loaded and replaced whole when it changes. A `Lane` is what one kind of caller finds on
+one rule: the terms, the metric cells and the header bytes, so that the request path adds to integers and joins bytes.
+A `Visit` is the ticket of one request with its lane.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeAlias, final
+
+from seawall.admission import DEFAULT_ROUTE, Admission, Denied, Entry, Profile, Stage, Terms, TermsCompiler, Ticket
+from seawall.backends import Backend, Charge, Key, Verdict
+from seawall.decision import Clock, Mode, Outcome
+from seawall.identity import ClientIP, NetworkSet, TenantSource
+from seawall.metrics import (
+    ALLOW,
+    DECISIONS,
+    DENY,
+    INFLIGHT,
+    NEAR,
+    OUTCOMES,
+    POLICY_CHECKS,
+    REJECTIONS,
+    REQUEST_DURATION,
+    REQUESTS,
+    SHADOW_REJECTIONS,
+    Cells,
+    TenantLabels,
+)
+from seawall.policy import Policy
+from seawall.rate import Quota
+from seawall.responses import Answers, Closest, Header, Spent, closest, grows, policy_header
+from seawall.routing import RouteTable
+from seawall.stages import Spending, TenantConcurrency
+
+Scope: TypeAlias = Any
+Identify: TypeAlias = Callable[[Any], "str | None | Awaitable[str | None]"]
+
+EAGER_LANES = 4_096
+"""Lanes that are compiled with the policy. Where tenants' overrides make more, theirs are when first used."""
+
+
+@final
+class Lane:
+    """What one kind of caller finds on one rule."""
+
+    __slots__ = (
+        "_base",
+        "_cells",
+        "_policies",
+        "_quotas",
+        "checks",
+        "enforced",
+        "inflight",
+        "requests",
+        "seconds",
+        "terms",
+        "timed",
+    )
+
+    def __init__(self, terms: Terms, cells: Cells) -> None:
+        self.terms = terms
+        self.enforced = terms.mode is Mode.ENFORCE
+        self.requests = cells.block(REQUESTS, "outcome", OUTCOMES, priority=terms.priority)
+        self.inflight = cells.index(INFLIGHT, terms.priority)
+        # Streams last as long as somebody listens, which says nothing about the service.
+        self.timed = terms.route.streaming is None
+        self.seconds = cells.index(REQUEST_DURATION, terms.priority)
+        self.checks = [self.check_cells(entry) for entry in terms.entries]
+        self._cells = cells
+        self._quotas = [entry.rate for entry in terms.entries if isinstance(entry.rate, Quota)]
+        self._base = -1
+        self._policies = b""
+
+    def check_cells(self, entry: Entry) -> tuple[int, ...]:
+        """The cells for what ``entry`` decides."""
+        return self._cells.block(POLICY_CHECKS, "decision", DECISIONS, policy=entry.name, plan=self.terms.plan)
+
+    def policies(self, wall: int) -> bytes:
+        """The value of ``RateLimit-Policy`` at ``wall``, formatted again when a quota has entered another window."""
+        base = 0
+        for quota in self._quotas:
+            base += quota.enter(wall)
+        if base != self._base:
+            self._base = base
+            self._policies = policy_header(self.terms.entries, self.terms.concurrency)
+        return self._policies
+
+    def reject(self, denied: Denied) -> None:
+        """Count a refusal, or in shadow mode what would have been one."""
+        terms = self.terms
+        spec = REJECTIONS if self.enforced else SHADOW_REJECTIONS
+        policy = denied.waits[0][0] if denied.waits else ""
+        self._cells.values[self._cells.index(spec, denied.reason, policy, terms.plan, terms.priority)] += 1
+
+
+def count_checks(
+    entries: Sequence[Entry], cells: Sequence[tuple[int, ...]], verdict: Verdict, values: list[int]
+) -> Closest | None:
+    """Count what each policy decided, and find the entry closest to exhaustion while every one is at hand."""
+    if verdict.waits is not None:
+        for block, wait in zip(cells, verdict.waits, strict=True):
+            values[block[DENY if wait else ALLOW]] += 1
+        return None
+    nearest: Closest | None = None
+    lowest = 2.0
+    for entry, block, state in zip(entries, cells, verdict.states, strict=True):
+        left = entry.remaining(state, verdict)
+        values[block[NEAR if left <= entry.near else ALLOW]] += 1
+        share = left / entry.q
+        if share < lowest:
+            lowest, nearest = share, (entry, state, verdict)
+        elif share == lowest and nearest is not None and grows(entry, state, verdict) > grows(*nearest):
+            nearest = (entry, state, verdict)
+    return nearest
+
+
+class Visit(Ticket):
+    """A ticket, its lane, and where its answer stands.
+
+    ``closest`` is what its RateLimit header is about, ``extra`` what limits outside its terms have spent, ``owed`` a
+    cost that `seawall.charge` has noted and that is not spent yet, ``surplus`` what was spent of such.
+    """
+
+    __slots__ = ("closest", "extra", "gate", "lane", "owed", "surplus")
+
+    def __init__(
+        self, scope: Scope, gate: Gate, lane: Lane, tenant: str | None, principal: Key, address: bytes | None
+    ) -> None:
+        super().__init__(scope, lane.terms, tenant, principal, gate.clients.key, address)
+        self.gate = gate
+        self.lane = lane
+        self.closest: Closest | None = None
+        self.extra: list[Spent] = []
+        self.owed = 0
+        self.surplus = 0
+
+    def spent(self) -> list[Spent]:
+        """Everything that limits this request, in the order of its headers."""
+        own: list[Spent] = [] if self.verdict is None else [(self.terms.entries, self.verdict)]
+        return own + self.extra
+
+    def policies(self) -> bytes:
+        """The value of ``RateLimit-Policy``."""
+        own = self.lane.policies(self.gate.wall_clock())
+        if not self.extra:
+            return own
+        added = policy_header([entry for entries, _ in self.extra for entry in entries], None)
+        return b", ".join(value for value in (own, added) if value)
+
+    def limit_headers(self, *, redirect: bool = False) -> list[Header]:
+        """The RateLimit headers of an answer that the application gives; none where nothing limits it."""
+        if self.closest is None:
+            self.closest = closest(self.spent())
+        if self.closest is None:
+            return self.gate.answers.policies_only(self.policies())
+        return self.gate.answers.limit_headers(self.policies(), self.closest, redirect=redirect)
+
+    def refusal_headers(self, denied: Denied) -> list[Header]:
+        """The RateLimit headers of a refusal: about the policy that refuses for longest."""
+        first = denied.first()
+        if first is not None:
+            return self.gate.answers.limit_headers(self.policies(), first)
+        limit = denied.terms.concurrency if denied.terms else None
+        return self.gate.answers.concurrency_headers(self.policies(), limit or 0, self.gate.wall_clock())
+
+    def pay(self) -> None:
+        """Spend what `seawall.charge` has noted; give back no more than this request was charged."""
+        cost, self.owed = self.owed, 0
+        verdict = self.verdict
+        if verdict is None or not self.charged:
+            return
+        cost = max(cost, -self.terms.route.cost - self.surplus)
+        self.surplus += cost
+        charges: list[Charge] = []
+        for number, (entry, (meter, key, _)) in enumerate(zip(self.terms.entries, verdict.charges, strict=True)):
+            if entry.of_plan:
+                charges.append((meter, key, abs(cost)))
+                verdict.states[number] = entry.adjusted(verdict.states[number], verdict, cost)
+        if cost > 0:
+            self.gate.backend.debit(charges)
+        elif cost < 0:
+            self.gate.backend.refund(charges, verdict.wall)
+        self.closest = None
+
+    def settle(self, outcome: Outcome, *, refund: bool) -> None:
+        """Give back what is held, and all that was spent where it was us who refused. Safe twice."""
+        if refund:
+            self.owed = -self.surplus
+        if self.owed:
+            self.pay()
+        self.gate.admission.settle(self, outcome, refund=refund)
+
+
+@final
+class Callers:
+    """Callers of one profile, and their lanes by the position of the rule (-1 for the default rule)."""
+
+    __slots__ = ("lanes", "profile")
+
+    def __init__(self, profile: Profile, rules: int) -> None:
+        self.profile = profile
+        self.lanes: list[Lane | None] = [None] * (rules + 1)
+
+
+@final
+class Gate:
+    """Everything that one policy needs at run time. Immutable, but for lanes that are compiled when first asked for."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        backend: Backend,
+        cells: Cells,
+        *,
+        parts: frozenset[str],
+        concurrency: TenantConcurrency,
+        wall_clock: Clock,
+        random: Callable[[], float],
+    ) -> None:
+        self.policy = policy
+        self.backend = backend
+        self.cells = cells
+        self.parts = parts
+        self.concurrency = concurrency
+        self.wall_clock = wall_clock
+        stages: list[Stage] = [Spending(backend)]
+        if "concurrency" in parts:
+            stages.insert(0, concurrency)
+        self.admission = Admission(stages)
+        authorization = any(name == "authorization" for _, name in policy.identity.tenant)
+        self.answers = Answers(policy.responses, random, challenge=b"Bearer" if authorization else b"ApiKey")
+        self.routes = RouteTable(policy.routes)
+        # Known before the caller is, so that probes are served under `anonymous: deny`. The last is the default rule's.
+        self.passes = [
+            route.exempt or Mode.OFF in (route.mode, policy.mode) for route in (*policy.routes, DEFAULT_ROUTE)
+        ]
+        self.denies = NetworkSet(policy.access.deny)
+        self.exempts = NetworkSet(policy.access.exempt)
+        self.guarded = bool(self.denies or self.exempts)
+        self.clients = ClientIP(policy.identity)
+        self.tenants = TenantSource(policy.identity, policy.keys, wall_clock)
+        self.labels = TenantLabels(cells, policy.metrics.tenant_label) if policy.metrics.tenant_label else None
+        self.nobody = cells.block(REQUESTS, "outcome", OUTCOMES, priority="none")
+        self._compiler = TermsCompiler(policy, backend, parts)
+        self._listed, self._others, self._anonymous = self._callers()
+
+    def __repr__(self) -> str:
+        policy = self.policy
+        return f"<Gate {policy.mode.name.lower()}, {len(policy.tenants)} tenants, {len(policy.routes)} rules>"
+
+    def _callers(self) -> tuple[dict[str, Callers], Callers | None, Callers | None]:
+        rules = len(self.policy.routes)
+        listed, other, anonymous = self._compiler.profiles()
+        alike: dict[int, Callers] = {}
+        for profile in listed.values():
+            alike.setdefault(id(profile), Callers(profile, rules))
+        others = Callers(other, rules) if other else None
+        nameless = Callers(anonymous, rules) if anonymous else None
+        groups = [group for group in (others, nameless) if group]
+        if len(alike) * (rules + 1) <= EAGER_LANES:
+            groups += alike.values()
+        for group in groups:
+            for position in range(-1, rules):
+                self._open_lane(group, position)
+        return {tenant: alike[id(profile)] for tenant, profile in listed.items()}, others, nameless
+
+    def _open_lane(self, callers: Callers, position: int) -> Lane:
+        route = DEFAULT_ROUTE if position < 0 else self.policy.routes[position]
+        lane = callers.lanes[position] = Lane(self._compiler.terms(callers.profile, route), self.cells)
+        return lane
+
+    def entries(self, limit: Any, lane: Lane) -> list[Entry]:
+        """The entries that a limit outside the policy has for the callers of ``lane``."""
+        return self._compiler.route_entries(limit, lane.terms.profile)
+
+    def lane(
+        self, scope: Scope, position: int, tenant: str | None, address: bytes | None
+    ) -> tuple[Lane, Key, bytes | None] | None:
+        """The lane of an identified tenant (``None``: of nobody) on a rule, and the keys of its buckets.
+
+        ``None`` where nobody is refused.
+        """
+        if tenant is not None:
+            callers = self._listed.get(tenant) or self._others
+            principal: Key = tenant
+        else:
+            callers = self._anonymous
+            if callers is not None and callers.profile.store == "address":
+                if address is None:
+                    address = self.clients.key(scope)
+                principal = address
+            else:
+                principal = "anonymous"
+        if callers is None:
+            return None
+        return callers.lanes[position] or self._open_lane(callers, position), principal, address

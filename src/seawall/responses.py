@@ -1,0 +1,323 @@
+"""What callers read: the RateLimit headers of every limited answer, and refusals as literal bytes.
+
+Headers follow draft-ietf-httpapi-ratelimit-headers-11: ``RateLimit-Policy`` names every policy that limits the request,
+``RateLimit`` the one that is closest to exhaustion. Bodies are problem details (RFC 9457). Everything of a refusal but
+its numbers is formatted once for each combination of policies that refuse, and a few hundred bytes long.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from html import escape
+from typing import Any, TypeAlias, final
+from urllib.parse import quote
+
+from seawall.admission import Denied, Entry, Terms
+from seawall.backends import Verdict
+from seawall.decision import NEVER, Refusal
+from seawall.policy import Responses
+from seawall.rate import SECOND, Quota, Rate
+
+Header: TypeAlias = tuple[bytes, bytes]
+Message: TypeAlias = dict[str, Any]
+Spent: TypeAlias = tuple[Sequence[Entry], Verdict]
+Closest: TypeAlias = tuple[Entry, int, Verdict]
+"""An entry, its state, and the verdict that this is from."""
+
+EXPOSE_HEADERS = [
+    "RateLimit",
+    "RateLimit-Policy",
+    "Retry-After",
+    "X-RateLimit-Limit",
+    "X-RateLimit-Remaining",
+    "X-RateLimit-Reset",
+    "Link",
+]
+"""For ``CORSMiddleware(expose_headers=...)``: without it a browser shows a script none of these."""
+
+MAX_BODY = 500
+MAX_PREPARED = 4_096
+CALLER_TYPE = "https://iana.org/assignments/http-problem-types#quota-exceeded"
+SERVICE_TYPE = "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity"
+
+_TITLES = {
+    400: ("about:blank", "Bad Request"),
+    401: ("about:blank", "Unauthorized"),
+    403: ("about:blank", "Forbidden"),
+    429: (CALLER_TYPE, "Quota Exceeded"),
+    503: (SERVICE_TYPE, "Temporary Reduced Capacity"),
+    504: ("about:blank", "Gateway Timeout"),
+}
+_SECONDS = "@seconds@"
+_GRPC = {400: 3, 401: 16, 403: 7, 429: 8, 503: 14, 504: 4}
+
+_PERIODS = (
+    (86_400 * SECOND, "day"),
+    (3_600 * SECOND, "hour"),
+    (60 * SECOND, "minute"),
+    (SECOND, "second"),
+    (SECOND // 1_000, "millisecond"),
+)
+
+
+def seconds_up(nanoseconds: int) -> int:
+    """Whole seconds, rounded up: who waits that long has waited long enough."""
+    return -(-nanoseconds // SECOND)
+
+
+def retry_after(wait: int, grows: int, random: Callable[[], float]) -> int:
+    """Seconds to announce for a wait of ``wait`` nanoseconds: with a jitter upwards of a fifth (at most 30 s), so that
+    callers refused together do not come back together, at least 1, and never less than ``grows``, the announced ``t``.
+    """
+    return max(1, grows, seconds_up(wait + int(random() * min(wait // 5, 30 * SECOND))))
+
+
+def period_text(period_ns: int) -> str:
+    """A period as people say it: ``second``, ``15 minutes``."""
+    for unit, name in _PERIODS:
+        if period_ns % unit == 0:
+            count = period_ns // unit
+            return name if count == 1 else f"{count} {name}s"
+    return f"{period_ns / SECOND:g} seconds"
+
+
+def allowance(entry: Entry) -> str:
+    """What an entry allows, in words."""
+    rate = entry.rate
+    if isinstance(rate, Quota):
+        return f"{rate.limit} requests per {rate.span}"
+    burst = f" with a burst of {rate.burst}" if rate.burst != rate.amount else ""
+    return f"{rate.amount} requests per {period_text(rate.period_ns)}{burst}"
+
+
+def policy_header(entries: Iterable[Entry], concurrency: int | None) -> bytes:
+    """The value of ``RateLimit-Policy``. Quotas have their current window entered before."""
+    items = [f'"{entry.name}";q={entry.q};w={entry.rate.window_s}' for entry in entries]
+    if concurrency is not None:
+        items.append(f'"concurrency";q={concurrency};qu="concurrent-requests"')
+    return ", ".join(items).encode()
+
+
+def grows(entry: Entry, state: int, verdict: Verdict) -> int:
+    """The ``t`` of ``RateLimit``: whole seconds until one more unit than now is left, 0 when it is full."""
+    rate = entry.rate
+    if isinstance(rate, Rate):
+        left = rate.remaining(state, verdict.now)
+        return seconds_up(rate.wait(state, verdict.now, left + 1)) if left < rate.burst else 0
+    return seconds_up(rate.end_ns - verdict.wall) if rate.used(state, verdict.wall) else 0
+
+
+def closest(spent: Iterable[Spent]) -> Closest | None:
+    """The entry with the least of its advertised quota left; of equals the one that takes longest to grow."""
+    best = None
+    lowest = 2.0
+    for entries, verdict in spent:
+        for entry, state in zip(entries, verdict.states, strict=True):
+            share = entry.remaining(state, verdict) / entry.q
+            if share < lowest or (best is not None and share == lowest and grows(entry, state, verdict) > grows(*best)):
+                lowest, best = share, (entry, state, verdict)
+    return best
+
+
+@final
+class Answers:
+    """The bytes of one policy's answers.
+
+    ``random`` draws the jitter, from 0 to 1.
+    """
+
+    def __init__(self, settings: Responses, random: Callable[[], float], *, challenge: bytes = b"ApiKey") -> None:
+        self._draft = settings.headers in ("draft-11", "both")
+        self._legacy = settings.headers in ("legacy", "both")
+        self._detail = settings.detail
+        self._link = f'<{settings.docs_url}>; rel="help"'.encode() if settings.docs_url else b""
+        self._random = random
+        self._challenge = challenge
+        self._prepared: dict[tuple[Any, ...], Prepared] = {}
+        self.silent = not (self._draft or self._legacy)
+
+    def limit_headers(self, policies: bytes, about: Closest, *, redirect: bool = False) -> list[Header]:
+        """The headers of a limited answer; ``policies`` is the value of ``RateLimit-Policy``."""
+        entry, state, verdict = about
+        left = entry.remaining(state, verdict)
+        wait = grows(entry, state, verdict)
+        headers: list[Header] = []
+        if self._draft:
+            headers.append((b"ratelimit-policy", policies))
+            # A redirect with nothing left would make clients wait before they follow it.
+            if left or not redirect:
+                value = f'"{entry.name}";r={left};t={wait}' if wait else f'"{entry.name}";r={left}'
+                headers.append((b"ratelimit", value.encode()))
+        if self._legacy:
+            headers += self._legacy_headers(entry.limit, left, verdict.wall // SECOND + wait)
+        return headers
+
+    def policies_only(self, policies: bytes) -> list[Header]:
+        """The headers where there is nothing to count down: no limits, or one of requests at once."""
+        return [(b"ratelimit-policy", policies)] if self._draft and policies else []
+
+    def concurrency_headers(self, policies: bytes, limit: int, wall: int) -> list[Header]:
+        """The headers of a refusal for too many requests at once."""
+        headers: list[Header] = []
+        if self._draft:
+            headers += [(b"ratelimit-policy", policies), (b"ratelimit", b'"concurrency";r=0;t=1')]
+        if self._legacy:
+            headers += self._legacy_headers(limit, 0, wall // SECOND + 1)
+        return headers
+
+    def _legacy_headers(self, limit: int, left: int, reset: int) -> list[Header]:
+        return [
+            (b"x-ratelimit-limit", b"%d" % limit),
+            (b"x-ratelimit-remaining", b"%d" % left),
+            (b"x-ratelimit-reset", b"%d" % reset),
+        ]
+
+    def delay(self, denied: Denied) -> int | None:
+        """The seconds to announce for a denial, drawn anew each time; ``None`` where waiting does not help."""
+        if denied.reason == "concurrency":
+            # Nobody knows when one of the caller's own requests ends: 1 or 2 s, so that they do not all come at once.
+            return 1 + int(self._random() * 2)
+        first = denied.first()
+        if first is None or denied.waits[0][1] == NEVER:
+            return None
+        return retry_after(denied.waits[0][1], grows(*first), self._random)
+
+    def prepare(self, denied: Denied) -> Prepared:
+        """Everything of a refusal that does not change from one to the next."""
+        names = tuple(name for name, _ in denied.waits)
+        timed = bool(denied.waits) and denied.waits[0][1] != NEVER
+        key = (denied.terms, denied.status, denied.reason, names, timed)
+        prepared = self._prepared.get(key)
+        if prepared is None:
+            if len(self._prepared) >= MAX_PREPARED:
+                self._prepared.clear()
+            prepared = self._prepared[key] = Prepared(denied, names, timed, detail=self._detail)
+        return prepared
+
+    def headers(
+        self, status: int, after: int | None, body: bytes, content_type: bytes, limits: Iterable[Header]
+    ) -> list[Header]:
+        """The headers of a refusal. A shared cache that stored one would refuse others with it."""
+        headers = [
+            (b"content-type", content_type),
+            (b"content-length", b"%d" % len(body)),
+            (b"cache-control", b"no-store"),
+            *limits,
+        ]
+        if after is not None:
+            headers.append((b"retry-after", b"%d" % after))
+        if status == 401:
+            headers.append((b"www-authenticate", self._challenge))
+        if self._link:
+            headers.append((b"link", self._link))
+        return headers
+
+
+@final
+class Prepared:
+    """One refusal as bytes, but for the seconds. ``timed`` is whether there are any to announce."""
+
+    __slots__ = ("detail", "html", "json", "names", "plan", "priority", "reason", "status")
+
+    def __init__(self, denied: Denied, names: tuple[str, ...], timed: bool, *, detail: bool) -> None:
+        terms = denied.terms
+        self.status = denied.status
+        self.reason = denied.reason
+        self.plan = terms.plan if terms else ""
+        self.priority = terms.priority if terms else "none"
+        self.names = names
+        words = _words(denied)
+        self.detail = f"{words} Retry in {_SECONDS} s." if timed else words
+        shown = (self.detail, names) if detail else ("", ())
+        self.json = _problem(denied.status, denied.reason, *shown, timed).encode()
+        self.html = _page(_TITLES[denied.status][1], shown[0]).encode()
+
+    def refusal(self, after: int | None) -> Refusal:
+        """As a value, for those who want to answer themselves."""
+        detail = self.detail.replace(_SECONDS, str(after))
+        return Refusal(self.status, self.reason, self.names, after, detail, self.plan, self.priority)
+
+
+def fill(template: bytes, after: int | None) -> bytes:
+    """A prepared body with its seconds."""
+    return template if after is None else template.replace(_SECONDS.encode(), b"%d" % after)
+
+
+def _problem(status: int, reason: str, detail: str, names: tuple[str, ...], timed: bool) -> str:
+    """A problem document (RFC 9457). Where it would be too long, the words go first and then the last names."""
+    kind, title = _TITLES[status]
+    text = ""
+    for words, listed in ((detail, names), ("", names), ("", names[:3]), ("", names[:1])):
+        problem: dict[str, object] = {"type": kind, "title": title, "status": status}
+        if words:
+            problem["detail"] = words
+        if listed:
+            problem["violated-policies"] = listed
+        problem["reason"] = reason
+        if timed:
+            problem["retry_after"] = _SECONDS
+        # Numbers are not quoted, and ten digits is more than any wait has.
+        text = json.dumps(problem, separators=(",", ":")).replace(f'"{_SECONDS}"', _SECONDS)
+        if len(text) + 2 * 10 <= MAX_BODY:
+            break
+    return text
+
+
+def _page(title: str, detail: str) -> str:
+    """A small page for people."""
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
+        f"<h1>{title}</h1><p>{escape(detail, quote=False)}</p></html>"
+    )
+
+
+def _words(denied: Denied) -> str:
+    """Why, in a sentence."""
+    if denied.reason == "unidentified":
+        return "This service wants to know who is calling."
+    if denied.reason == "denied":
+        return "The path has a control character." if denied.status == 400 else "Access from here is not allowed."
+    plan = denied.terms.plan if denied.terms else ""
+    first = denied.first()
+    if first is None:
+        return (
+            f"Plan '{plan}' allows {denied.terms and denied.terms.concurrency} requests at once (policy 'concurrency')."
+        )
+    entry = first[0]
+    who = f"Plan '{plan}'" if entry.of_plan else "This endpoint"
+    if denied.waits[0][1] == NEVER:
+        return f"{who} holds at most {entry.limit} (policy '{entry.name}'), and this request costs {entry.cost}."
+    return f"{who} allows {allowance(entry)} (policy '{entry.name}')."
+
+
+def wants_html(accept: bytes) -> bool:
+    """Whether a page is welcome: text/html is named, with a q at least that of JSON. Only its first 1 KB is read."""
+    page = problem = -1.0
+    for item in accept[:1_024].decode("latin-1").lower().split(","):
+        media, *parameters = (part.strip() for part in item.split(";"))
+        q = 1.0
+        for parameter in parameters:
+            if parameter.startswith("q="):
+                try:
+                    q = float(parameter[2:])
+                except ValueError:
+                    q = 0.0
+        if media == "text/html":
+            page = q
+        elif media in ("application/json", "application/problem+json"):
+            problem = max(problem, q)
+    return page > 0 and page >= problem
+
+
+def grpc_headers(prepared: Prepared, after: int | None) -> list[Header]:
+    """A trailers-only answer, as gRPC clients read it: the status is in the headers, and there is no body."""
+    words = prepared.detail.replace(_SECONDS, str(after))
+    headers = [
+        (b"content-type", b"application/grpc"),
+        (b"grpc-status", b"%d" % _GRPC[prepared.status]),
+        (b"grpc-message", quote(words, safe=" '()").encode()),
+    ]
+    if after is not None:
+        headers.append((b"grpc-retry-pushback-ms", b"%d" % (after * 1_000)))
+    return headers

@@ -1,0 +1,109 @@
+"""The stages that hold a caller to its plan: how much at a time, and how much in a time."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Sequence
+from typing import cast, final
+
+from seawall.admission import Answer, Denied, Entry, Terms, Ticket, charges_of
+from seawall.backends import Backend, Key, Verdict
+from seawall.decision import NEVER, Outcome
+
+CALLER = 429
+"""The status of everything that is the caller's own doing. 503 is for the service's."""
+
+
+@final
+class TenantConcurrency:
+    """Requests of one caller in flight at once: a count per caller, which is there only while it is not zero.
+
+    The slot is given back when the application's coroutine has returned and not when the client disconnects: servers do
+    not cancel the handler, so a caller who aborts would otherwise run as many handlers as it likes.
+    """
+
+    name = "concurrency"
+
+    def __init__(self) -> None:
+        self._in_flight: dict[Key, int] = {}
+
+    def __repr__(self) -> str:
+        return f"<TenantConcurrency {sum(self._in_flight.values())} in flight, {len(self._in_flight)} callers>"
+
+    def in_flight(self, principal: Key) -> int:
+        return self._in_flight.get(principal, 0)
+
+    def admit(self, ticket: Ticket) -> Denied | None:
+        limit = ticket.terms.concurrency
+        if limit is None:
+            return None
+        principal = ticket.principal
+        running = self._in_flight.get(principal, 0)
+        if running >= limit:
+            # Nobody can know when a request of its own ends; one second is when it is worth trying again.
+            return Denied(CALLER, self.name, ((self.name, 1),), terms=ticket.terms)
+        self._in_flight[principal] = running + 1
+        ticket.permit = principal
+        return None
+
+    def settle(self, ticket: Ticket, outcome: Outcome, *, refund: bool) -> None:
+        principal = ticket.permit
+        if principal is None:
+            return
+        ticket.permit = None
+        running = self._in_flight[principal] - 1
+        if running:
+            self._in_flight[principal] = running
+        else:
+            del self._in_flight[principal]
+
+    def statistics(self) -> dict[str, int]:
+        """``callers`` with requests in flight, and ``in_flight`` over all of them."""
+        return {"callers": len(self._in_flight), "in_flight": sum(self._in_flight.values())}
+
+
+@final
+class Spending:
+    """All rates and quotas of a request, in one spend that takes all or nothing."""
+
+    name = "rate"
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    def __repr__(self) -> str:
+        return f"<Spending from {self._backend!r}>"
+
+    def admit(self, ticket: Ticket) -> Answer | Awaitable[Answer]:
+        entries = ticket.terms.charges
+        if not entries:
+            return None
+        verdict = self._backend.spend(charges_of(ticket, entries))
+        if type(verdict) is not Verdict:
+            return self._wait(ticket, cast("Awaitable[Verdict]", verdict))
+        ticket.verdict = verdict
+        if verdict.waits is None:
+            ticket.charged = True
+            return None
+        return self._deny(ticket, verdict)
+
+    async def _wait(self, ticket: Ticket, pending: Awaitable[Verdict]) -> Answer:
+        ticket.verdict = verdict = await pending
+        ticket.charged = verdict.admitted
+        return None if verdict.admitted else self._deny(ticket, verdict)
+
+    def _deny(self, ticket: Ticket, verdict: Verdict) -> Denied:
+        return refused_spend(ticket.terms, ticket.terms.entries, verdict)
+
+    def settle(self, ticket: Ticket, outcome: Outcome, *, refund: bool) -> None:
+        if not refund or not ticket.charged or ticket.verdict is None:
+            return
+        ticket.charged = False
+        self._backend.refund(ticket.verdict.charges, ticket.verdict.wall)
+
+
+def refused_spend(terms: Terms, entries: Sequence[Entry], verdict: Verdict) -> Denied:
+    """What to say of a spend that was refused: everything that refuses, the longest wait first."""
+    refusing = [(entry, wait) for entry, wait in zip(entries, verdict.waits or (), strict=True) if wait]
+    refusing.sort(key=lambda pair: pair[1] if pair[1] != NEVER else 1 << 63, reverse=True)
+    waits = tuple((entry.name, wait) for entry, wait in refusing)
+    return Denied(CALLER, refusing[0][0].kind, waits, terms=terms, entries=entries, verdict=verdict)
