@@ -1,0 +1,192 @@
+"""From a path, a text or a mapping to a `Report`: everything found wrong, and the policy if nothing was.
+
+Nothing here raises for what a file holds or for a file that is not there. Reading ends early only where going on makes
+no sense: an unreadable file, broken YAML. Everything else is collected, so that one run shows every mistake.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from glob import glob
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, final
+
+from seawall.config import checks, lint, redaction, schema, values
+from seawall.config.compile import compile_policy
+from seawall.config.diagnostics import Diagnostic, Format, render
+from seawall.config.document import MAX_BYTES, Document, adopt, read
+from seawall.config.problems import validate
+from seawall.notation import shorten
+from seawall.policy import Policy
+
+MAX_FILES = 1000
+MAX_TOTAL_BYTES = 16 * MAX_BYTES
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What came of checking a configuration.
+
+    ``policy`` is there exactly if there are no errors. ``files`` are the paths that were read or should have been, the
+    main one first: what a reload has to watch, besides the directories that an ``include`` names.
+    """
+
+    policy: Policy | None
+    diagnostics: tuple[Diagnostic, ...]
+    files: tuple[Path, ...] = ()
+
+    @property
+    def errors(self) -> tuple[Diagnostic, ...]:
+        return tuple(found for found in self.diagnostics if found.severity == "error")
+
+    @property
+    def warnings(self) -> tuple[Diagnostic, ...]:
+        return tuple(found for found in self.diagnostics if found.severity == "warning")
+
+    @property
+    def unreadable(self) -> bool:
+        """Whether a file could not be read at all, which is not a mistake in a file."""
+        return any(found.unreadable for found in self.diagnostics)
+
+    def render(self, form: Format = "text") -> str:
+        return render(self.diagnostics, form)
+
+
+def check_path(path: str | os.PathLike[str]) -> Report:
+    """What is wrong with the file at ``path`` and with what it includes."""
+    name = os.fsdecode(path)
+    main, content = _open(name)
+    return _finish(main, content, Path(name).parent, [Path(name)])
+
+
+def check_text(text: str, name: str, base: Path | None) -> Report:
+    """What is wrong with ``text``; it includes files relative to ``base``, by default the current directory."""
+    main = _parse(name, text.encode(errors="surrogatepass"))
+    return _finish(main, text.encode(errors="surrogatepass"), base or Path(), [])
+
+
+def check_mapping(mapping: Mapping[str, Any], base: Path | None = None) -> Report:
+    """What is wrong with a mapping of the shape of the YAML."""
+    main = adopt(mapping, "<mapping>", os.environ)
+    content = (
+        json.dumps(main.root, default=str, ensure_ascii=False).encode(errors="surrogatepass") if main.complete else b""
+    )
+    return _finish(main, content, base or Path(), [])
+
+
+def _open(name: str) -> tuple[Document, bytes]:
+    """The file as data. What is wrong with it as a file or as YAML is in its problems."""
+    document = Document(name, complete=False)
+    try:
+        with open(name, "rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        # A ValueError is a path with a NUL in it.
+        why = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        document.report("E000", f"cannot be read: {why}", unreadable=True)
+        return document, b""
+    if len(content) > MAX_BYTES:
+        document.report("E004", f"larger than {MAX_BYTES // 1024 // 1024} MiB")
+        return document, b""
+    return _parse(name, content), content
+
+
+def _parse(name: str, content: bytes) -> Document:
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        document = Document(name, "", complete=False)
+        line = content.count(b"\n", 0, error.start)
+        document.add("E005", f"not UTF-8 text: the byte 0x{content[error.start]:02x}", line << 24)
+        return document
+    document = read(text, name, os.environ)
+    if document.complete and not isinstance(document.root, dict):
+        if document.root is None:
+            document.add("E006", "the file is empty; the smallest one is 'version: 1'", 0)
+        else:
+            document.add("E006", "the file is not a mapping of settings, such as 'version: 1'", 0)
+        document.complete = False
+    return document
+
+
+def _finish(main: Document, content: bytes, base: Path, files: list[Path]) -> Report:
+    digest = sha256(content)
+    documents = [main]
+    policy: Policy | None = None
+    if main.complete:
+        file = validate(main, schema.File)
+        included: list[dict[str, schema.Tenant]] = []
+        total = len(content)
+        for path in _included(main, base, files[0] if files else None):
+            document, content = _open(os.fspath(path))
+            files.append(path)
+            total += len(content)
+            if total > MAX_TOTAL_BYTES:
+                main.report("E004", f"all files together are larger than {MAX_TOTAL_BYTES >> 20} MiB", ("include",))
+                break
+            documents.append(document)
+            digest.update(content)
+            if document.complete:
+                part = _validate_included(document)
+                included += [part.tenants] if part is not None else []
+        checks.check(main, [document for document in documents[1:] if document.complete])
+        if file is not None and not any(document.problems for document in documents):
+            policy = compile_policy(file, [file.tenants, *included], digest.hexdigest())
+            lint.check(policy, main, documents[1:])
+    diagnostics = tuple(found for document in documents for found in redaction.seal(document))
+    if policy is not None:
+        policy = replace(policy, warnings=tuple(str(found) for found in diagnostics))
+    return Report(policy, diagnostics, tuple(files))
+
+
+def _validate_included(document: Document) -> schema.Included | None:
+    for key in document.root:
+        if key == "tenants":
+            continue
+        if key == "include":
+            message = "an included file does not include others"
+        else:
+            message = f"an included file has 'tenants' only, not {shorten(key)}"
+        document.report("E050", message, (key,), at_key=True)
+    return validate(document, schema.Included)
+
+
+def _included(main: Document, base: Path, own: Path | None) -> Sequence[Path]:
+    """The files that ``main`` includes, sorted. A pattern that matches nothing is no mistake."""
+    written = main.root.get("include")
+    patterns = list(enumerate(written)) if isinstance(written, list) else [(None, written)]
+    found: dict[Path, Path] = {}
+    for index, pattern in patterns:
+        place = ("include",) if index is None else ("include", index)
+        if not isinstance(pattern, str) or not _allowed(pattern):
+            continue
+        for match in glob(pattern, root_dir=base):
+            path = base / match
+            if own is not None and _same(path, own):
+                main.report("E050", "the file includes itself", place)
+            elif not path.is_dir():
+                found.setdefault(path.resolve(), path)
+    if len(found) > MAX_FILES:
+        main.report("E004", f"more than {MAX_FILES} files are included", ("include",))
+        return ()
+    return sorted(found.values())
+
+
+def _allowed(pattern: str) -> bool:
+    try:
+        values.check_include(pattern)
+    except ValueError:
+        return False  # the schema says so
+    return bool(pattern)
+
+
+def _same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
