@@ -207,7 +207,7 @@ class Middleware:
         if outer is not None:
             return await self._serve_inside(outer, exchange, scope, receive, send)
         values = gate.cells.values
-        entered = 0
+        entered: int | None = None
         ended = CANCELLED
         token = current_exchange.set(exchange)
         try:
@@ -234,7 +234,7 @@ class Middleware:
             ended = ALLOWED  # the server will answer 500
             raise
         finally:
-            if entered:
+            if entered is not None:
                 values[lane.inflight] -= 1
                 if lane.timed and not exchange.refused:
                     _REQUEST.observe(values, lane.seconds, self._clock() - entered)

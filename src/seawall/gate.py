@@ -62,6 +62,7 @@ class Lane:
 
     def __init__(self, terms: Terms, cells: Cells) -> None:
         self.terms = terms
+        self._cells = cells
         self.enforced = terms.mode is Mode.ENFORCE
         self.requests = cells.block(REQUESTS, "outcome", OUTCOMES, priority=terms.priority)
         self.inflight = cells.index(INFLIGHT, terms.priority)
@@ -69,7 +70,6 @@ class Lane:
         self.timed = terms.route.streaming is None
         self.seconds = cells.index(REQUEST_DURATION, terms.priority)
         self.checks = [self.check_cells(entry) for entry in terms.entries]
-        self._cells = cells
         self._quotas = [entry.rate for entry in terms.entries if isinstance(entry.rate, Quota)]
         self._base = -1
         self._policies = b""
