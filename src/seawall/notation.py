@@ -212,7 +212,7 @@ def _fraction(amount: str) -> Fraction | None:
 
 def as_text(value: object) -> object:
     """A rate of the `limits` library in this notation; any other value as it is."""
-    if type(value).__module__.partition(".")[0] != "limits":
+    if not any(base.__module__.partition(".")[0] == "limits" for base in type(value).__mro__):
         return value
     from limits import RateLimitItem
 
@@ -304,18 +304,17 @@ def parse_duration(text: str) -> int:
 
 
 def _not_text(value: object, unit: str, expected: str) -> str:
-    if isinstance(value, float):
-        value = Fraction(value).limit_denominator(1000) if 0 < value < 1 else value
+    what = expected.partition(" such")[0]
     if value is None:
-        return f"{expected.split(' such')[0]} is blank; write {expected}"
+        return f"{what} is blank; write {expected}"
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return f"{shorten(value)} is not {expected.split(' such')[0]}; write {expected}"
-    return _no_unit(str(value)[:40], unit)
+        return f"{shorten(value)} is not {what}; write {expected}"
+    return _no_unit(str(value), unit)
 
 
 def _no_unit(number: str, unit: str) -> str:
-    if not number.replace("_", "").replace(".", "").strip("0") or number.startswith("-"):
-        return f"{shorten(number)} is not allowed here; write a number above 0 with its unit, such as '10{unit}'"
+    if not number.replace("_", "").isdecimal() or not number.strip("_0"):
+        return f"{shorten(number)} has no time unit; write a whole number above 0 with its unit, such as '10{unit}'"
     return f"{shorten(number)} has no time unit; did you mean {shorten(number + unit)}?"
 
 

@@ -62,7 +62,7 @@ class _Names:
             self.reference(document, "priority", self.priorities, overridden["priority"], *path)
 
     def reference(self, document: Document, kind: str, known: list[str] | None, value: Any, *path: str | int) -> None:
-        if known is None or not isinstance(value, str) or not value or value in known:
+        if known is None or not isinstance(value, str) or not value or value in known or document.full:
             return
         if document.written(path) is not None:
             document.report("E030", f"{shorten(document.written(path))} does not expand to a {kind} of this file", path)
@@ -107,11 +107,7 @@ def _tenants(main: Document, included: Sequence[Document]) -> None:
 def _who_else_needs_a_plan(main: Document, plans: list[str]) -> None:
     identity = _mapping(main.root, "identity")
     sources = identity.get("tenant")
-    if (
-        any(isinstance(source, dict) and "state" in source for source in sources if isinstance(sources, list))
-        if sources
-        else False
-    ):
+    if isinstance(sources, list) and any(isinstance(source, dict) and "state" in source for source in sources):
         message = "which plan has a tenant from scope['state'] that is not listed? Set defaults.plan"
     elif (
         "anonymous" not in plans

@@ -20,7 +20,7 @@ CODES: Mapping[str, str] = {
     "E001": "a key is there twice",
     "E002": "the file is not YAML",
     "E003": "a part of YAML that is not used here: an anchor, an alias, a tag, a second document",
-    "E004": "too large: a file, the depth of its nesting, the number of included files",
+    "E004": "too much: the size of a file, the depth of its nesting, the number of files or of mistakes",
     "E005": "the file is not UTF-8 text, or has control characters",
     "E006": "the file is empty, or is not a mapping",
     "E010": "unknown key",
@@ -85,9 +85,9 @@ class Diagnostic:
     def __str__(self) -> str:
         place = f"{printable(self.file)}:{self.line}:{self.column}" if self.line else printable(self.file)
         head = f"{place}: {self.severity}[{self.code}]: {printable(self.message)}"
-        if self.source is None:
+        if self.source is None or not self.source.strip():
             # Without a line to show, the path is the only way to the value.
-            return f"{head} ({printable(self.path)})" if self.path and not self.line else head
+            return f"{head} ({printable(self.path)})" if self.path and self.code not in _NAMED_BY_MESSAGE else head
         if self.code in _NAMED_BY_MESSAGE:
             return head
         shown, caret = snippet(self.source, self.column)

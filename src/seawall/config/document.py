@@ -27,6 +27,7 @@ from seawall.notation import as_text, shorten
 
 MAX_BYTES = 4 * 1024 * 1024
 MAX_DEPTH = 20
+MAX_PROBLEMS = 1000
 
 Path: TypeAlias = tuple[str | int, ...]
 
@@ -73,8 +74,15 @@ class Document:
     problems: list[Diagnostic] = field(default_factory=list)
     complete: bool = True
     """False where a part could not be read: what is missing from ``root`` is then no mistake of its own."""
+    dropped: int = 0
+    """Mistakes that came after the first thousand."""
     discarded: list[tuple[Path, Any]] = field(default_factory=list)
     """What stood under duplicate keys."""
+
+    @property
+    def full(self) -> bool:
+        """Whether so much is wrong that more would help nobody."""
+        return len(self.problems) >= MAX_PROBLEMS
 
     def report(
         self,
@@ -105,6 +113,9 @@ class Document:
         unreadable: bool = False,
     ) -> None:
         """Note a mistake at a position. Its line of source is filled in by `redaction.seal`."""
+        if self.full and severity == "error":
+            self.dropped += 1
+            return
         line, column = (0, 0) if mark is None else ((mark >> _COLUMN_BITS) + 1, (mark & _COLUMN_MASK) + 1)
         self.problems.append(
             Diagnostic(self.name, line, column, severity, code, message, dotted(path), unreadable=unreadable)
@@ -145,10 +156,16 @@ class Document:
         parent: Any = None
         name: str | int = ""
         for step in path:
-            if not ((isinstance(node, Map) and step in node) or (isinstance(node, Items) and isinstance(step, int))):
+            try:
+                parent, name, node = node, step, node[step]
+            except (LookupError, TypeError):
                 break
-            parent, name, node = node, step, node[step]
         return id(parent), name
+
+
+def position(line: int, column: int) -> int:
+    """One int for a place, both counted from 0."""
+    return line << _COLUMN_BITS | column
 
 
 def dotted(path: Path) -> str:
@@ -170,10 +187,14 @@ _PLAIN = re.compile(
 )
 
 
+_LONGEST_NUMBER = 40
+"""Characters. Nothing here is that large, and Python refuses to convert what has thousands of digits."""
+
+
 def plain(text: str) -> str | int | float | bool | None:
     """What an unquoted scalar means: null, a boolean, a number, otherwise the text itself."""
     match = _PLAIN.fullmatch(text)
-    if match is None or len(text) > 40:
+    if match is None or len(text) > _LONGEST_NUMBER:
         return text
     kind = match.lastgroup
     if kind == "int":
@@ -212,6 +233,8 @@ def _adopted(value: Any, document: Document, environment: Mapping[str, str], pat
             if not isinstance(key, str | int) or isinstance(key, bool):
                 document.add("E003", f"a key is text, not a {type(key).__name__}", None, path)
                 continue
+            if str(key) in node:
+                document.add("E001", f"duplicate key {shorten(str(key))}", None, (*path, str(key)))
             child = _adopted(inner, document, environment, (*path, str(key)))
             node[str(key)] = _expanded(child, document, environment, node, str(key), path)
         return node
@@ -228,6 +251,9 @@ def _adopted(value: Any, document: Document, environment: Mapping[str, str], pat
         return None
     if not isinstance(value, str | int | float):
         document.add("E013", f"a {type(value).__name__} is not a value of the configuration", None, path)
+        return ""
+    if isinstance(value, int) and abs(value) >= 10**_LONGEST_NUMBER:
+        document.add("E014", "this number is too large", None, path)
         return ""
     return value
 
@@ -288,7 +314,7 @@ def read(
     if (bad := _UNPRINTABLE.search(text)) is not None:
         line = text.count("\n", 0, bad.start()) + text.count("\r", 0, bad.start()) - text.count("\r\n", 0, bad.start())
         column = bad.start() - max(text.rfind("\n", 0, bad.start()), text.rfind("\r", 0, bad.start())) - 1
-        document.add("E005", f"the character U+{ord(bad[0]):04X} is not allowed", line << _COLUMN_BITS | column)
+        document.add("E005", f"the character U+{ord(bad[0]):04X} is not allowed", position(line, column))
         return document
     reader = _Reader(document, environment)
     try:
@@ -473,7 +499,7 @@ def _syntax_error(document: Document, error: yaml.YAMLError) -> None:
     at = 0
     if mark is not None:
         line = min(mark.line, len(document.lines) - 1)
-        at = line << _COLUMN_BITS | min(mark.column, len(document.lines[line]))
+        at = position(line, min(mark.column, len(document.lines[line])))
         if document.lines[line][mark.column : mark.column + 1] == "\t":
             problem = "a tab where spaces are expected"
     document.add("E002", f"not YAML: {next((said for part, said in _PLAIN_WORDS if part in problem), problem)}", at)

@@ -22,21 +22,18 @@ def _refined(node: Any) -> Any:
     if not isinstance(node, dict):
         return node
     refined = {key: _refined(value) for key, value in node.items()}
-    arms = refined.get("anyOf") or refined.get("oneOf")
-    if isinstance(arms, list) and arms:
-        refined.pop("oneOf", None)
+    if isinstance(refined.get("default"), dict | list | None):
+        # A whole section as a default says less than the descriptions of its keys.
+        refined.pop("default", None)
+    if "patternProperties" in refined:
+        refined["additionalProperties"] = False
+    arms = refined.pop("anyOf", None) or refined.pop("oneOf", None)
+    if arms is not None:
         left = [arm for arm in arms if arm != {"type": "null"}]
-        refined.pop("anyOf", None)
-        if len(left) == 1:
-            refined = {**left[0], **refined}
-        else:
-            refined["anyOf"] = left
-    if "default" in refined and refined["default"] is None:
-        del refined["default"]
+        return {**left[0], **refined} if len(left) == 1 else {**refined, "anyOf": left}
     if refined.get("type") == "string":
-        if isinstance(refined.get("pattern"), str):
-            refined["pattern"] = f"{refined['pattern']}|{_VARIABLE}"
-        if isinstance(refined.get("enum"), list):
-            choices = {"type": "string", "enum": refined.pop("enum")}
-            refined["anyOf"] = [choices, {"type": "string", "pattern": _VARIABLE}]
+        if "pattern" in refined:
+            refined["pattern"] += f"|{_VARIABLE}"
+        if "enum" in refined:
+            refined["anyOf"] = [{"enum": refined.pop("enum")}, {"pattern": _VARIABLE}]
     return refined

@@ -18,7 +18,7 @@ from typing import Any, final
 from seawall.config import checks, lint, redaction, schema, values
 from seawall.config.compile import compile_policy
 from seawall.config.diagnostics import Diagnostic, Format, render
-from seawall.config.document import MAX_BYTES, Document, adopt, read
+from seawall.config.document import MAX_BYTES, Document, adopt, position, read
 from seawall.config.problems import validate
 from seawall.notation import shorten
 from seawall.policy import Policy
@@ -90,19 +90,21 @@ def _open(name: str) -> tuple[Document, bytes]:
         why = (error.strerror if isinstance(error, OSError) else None) or str(error)
         document.report("E000", f"cannot be read: {why}", unreadable=True)
         return document, b""
-    if len(content) > MAX_BYTES:
-        document.report("E004", f"larger than {MAX_BYTES // 1024 // 1024} MiB")
-        return document, b""
     return _parse(name, content), content
 
 
 def _parse(name: str, content: bytes) -> Document:
+    if len(content) > MAX_BYTES:
+        document = Document(name, complete=False)
+        document.report("E004", f"larger than {MAX_BYTES >> 20} MiB")
+        return document
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         document = Document(name, "", complete=False)
-        line = content.count(b"\n", 0, error.start)
-        document.add("E005", f"not UTF-8 text: the byte 0x{content[error.start]:02x}", line << 24)
+        before = content[: error.start]
+        at = position(before.count(b"\n"), len(before) - before.rfind(b"\n") - 1)
+        document.add("E005", f"not UTF-8 text: the byte 0x{content[error.start]:02x}", at)
         return document
     document = read(text, name, os.environ)
     if document.complete and not isinstance(document.root, dict):

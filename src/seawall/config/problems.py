@@ -36,7 +36,11 @@ def validate(document: Document, model: type[_Model]) -> _Model | None:
         return model.model_validate(document.root)
     except ValidationError as error:
         for details in error.errors(include_url=False):
-            _note(document, model, details)
+            if document.full:
+                # Suggestions cost more than everything else: a hostile file must not keep a reload busy for minutes.
+                document.dropped += 1
+            else:
+                _note(document, model, details)
         return None
 
 

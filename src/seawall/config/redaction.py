@@ -44,6 +44,9 @@ def seal(document: Document) -> list[Diagnostic]:
             if not any(part in source for part in parts) and not (cut_off and _SUSPICIOUS.search(source)):
                 problem = replace(problem, source=source)
         sealed.append(_without(problem, parts))
+    if document.dropped:
+        message = f"{document.dropped:_} more mistakes are not shown"
+        sealed.append(Diagnostic(document.name, 0, 0, "error", "E004", message))
     return sealed
 
 
