@@ -64,22 +64,22 @@ class Entry:
         self.q = rate.advertised if isinstance(rate, Rate) else rate.limit
         self.near = self.limit // 5
 
-    def remaining(self, state: int, verdict: Verdict) -> int:
-        """What is left of it after ``verdict``."""
-        return self.rate.remaining(state, verdict.now if self.kind == "rate" else verdict.wall)
-
     def wait(self, state: int, verdict: Verdict, cost: int = 1) -> int:
         """Nanoseconds until ``cost`` is admitted if nobody else spends: 0 for now, or ``NEVER``."""
         return self.rate.wait(state, verdict.now if self.kind == "rate" else verdict.wall, cost)
 
-    def adjusted(self, state: int, verdict: Verdict, cost: int) -> int:
-        """The state after ``cost`` more was charged, or with a negative one came back."""
-        rate = self.rate
-        if isinstance(rate, Rate):
-            return rate.debit(state, verdict.now, cost) if cost > 0 else rate.refund(state, verdict.now, -cost)
+    def adjust(self, verdict: Verdict, at: int, cost: int) -> None:
+        """Let a verdict say what it is after ``cost`` more was charged, or with a negative one came back."""
+        rate, state = self.rate, verdict.states[at]
+        now = verdict.now if isinstance(rate, Rate) else verdict.wall
         if cost > 0:
-            return rate.debit(state, verdict.wall, cost)
-        return rate.refund(state, verdict.wall, -cost, verdict.wall)
+            state = rate.debit(state, now, cost)
+        elif isinstance(rate, Rate):
+            state = rate.refund(state, now, -cost)
+        else:
+            state = rate.refund(state, now, -cost, now)
+        verdict.states[at] = state
+        verdict.left[at] = rate.remaining(state, now)
 
 
 @final
@@ -110,11 +110,23 @@ class Terms:
 class Ticket:
     """One request on its way through the gate: who it is, what holds for it, what it has taken.
 
-    ``address`` is the key of the client's address, resolved when first needed. ``charged`` and ``verdict`` are what the
-    spending stage took, ``permit`` what the concurrency stage did.
+    ``address`` is the key of the client's address, resolved when first needed. ``charged`` and ``verdict`` are what
+    the spending stage took, ``permit`` what the concurrency stage did. A stage that took what must be given back in any
+    case sets ``held``; most requests hold nothing, and the stages are not asked again.
     """
 
-    __slots__ = ("_address", "_resolve", "charged", "permit", "principal", "scope", "tenant", "terms", "verdict")
+    __slots__ = (
+        "_address",
+        "_resolve",
+        "charged",
+        "held",
+        "permit",
+        "principal",
+        "scope",
+        "tenant",
+        "terms",
+        "verdict",
+    )
 
     def __init__(
         self,
@@ -133,6 +145,7 @@ class Ticket:
         self._address = address
         self.verdict: Verdict | None = None
         self.charged = False
+        self.held = False
         self.permit: Key | None = None
 
     @property
@@ -140,6 +153,10 @@ class Ticket:
         if self._address is None:
             self._address = self._resolve(self.scope)
         return self._address
+
+
+Closest: TypeAlias = tuple[Entry, int, Verdict]
+"""An entry, its position in the verdict, and the verdict."""
 
 
 @final
@@ -169,12 +186,12 @@ class Denied:
         self.entries = entries
         self.verdict = verdict
 
-    def first(self) -> tuple[Entry, int, Verdict] | None:
-        """The entry with the longest wait, its state, and the verdict; ``None`` where no spend was refused."""
+    def first(self) -> Closest | None:
+        """The entry with the longest wait; ``None`` where it was no spend that was refused."""
         if self.verdict is None:
             return None
-        states = zip(self.entries, self.verdict.states, strict=True)
-        return next((entry, state, self.verdict) for entry, state in states if entry.name == self.waits[0][0])
+        name = self.waits[0][0]
+        return next((entry, at, self.verdict) for at, entry in enumerate(self.entries) if entry.name == name)
 
 
 Answer: TypeAlias = Denied | None
@@ -227,8 +244,9 @@ class Admission:
 
     def settle(self, ticket: Ticket, outcome: Outcome, *, refund: bool) -> None:
         """In reverse order. ``refund`` gives back what was spent as well: it was us who refused."""
-        for stage in self._reversed:
-            stage.settle(ticket, outcome, refund=refund)
+        if ticket.held or refund:
+            for stage in self._reversed:
+                stage.settle(ticket, outcome, refund=refund)
 
 
 @final

@@ -15,8 +15,7 @@ import logging
 import os
 import random as random_module
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
-from contextvars import ContextVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from time import monotonic_ns, time_ns
 from typing import TYPE_CHECKING, Any, TypeAlias, final
@@ -27,13 +26,14 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from seawall._version import __version__
-from seawall.admission import Denied, Entry
-from seawall.backends import Backend, Key, Verdict
+from seawall.admission import Denied
+from seawall.backends import Backend
 from seawall.backends.memory import MemoryBackend
 from seawall.config import ConfigError, load, load_mapping, simple
 from seawall.config.diagnostics import Diagnostic
 from seawall.decision import Clock, Mode, Outcome, Refusal
-from seawall.gate import Gate, Identify, Lane, Visit, count_checks
+from seawall.exchange import SCOPE_KEY, ASGIApp, Exchange, Message, Receive, Scope, Send, current_exchange
+from seawall.gate import Gate, Identify, Lane
 from seawall.identity import FORWARDING_HEADERS, NetworkSet, tenant_id
 from seawall.metrics import (
     ALLOWED,
@@ -44,7 +44,6 @@ from seawall.metrics import (
     DENIED,
     EVICTED_KEYS,
     EXEMPT,
-    LIMITED,
     REJECTIONS,
     REQUEST_DURATION,
     TRACKED_KEYS,
@@ -62,27 +61,14 @@ from seawall.stages import CALLER, TenantConcurrency
 if TYPE_CHECKING:
     from limits import RateLimitItem
 
-Scope: TypeAlias = MutableMapping[str, Any]
-Message: TypeAlias = MutableMapping[str, Any]
-Receive: TypeAlias = Callable[[], Awaitable[Message]]
-Send: TypeAlias = Callable[[Message], Awaitable[None]]
-ASGIApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 OnReject: TypeAlias = Callable[[Any, Refusal], "ASGIApp | None"]
 Config: TypeAlias = "str | PathLike[str] | Mapping[str, Any] | Policy"
 RateLike: TypeAlias = "str | RateLimitItem | Sequence[str | RateLimitItem]"
 
 logger = logging.getLogger("seawall")
 
-SCOPE_KEY = "seawall"
-"""Where a request's visit is found in its scope."""
-
-current_exchange: ContextVar[Exchange | None] = ContextVar("seawall_exchange", default=None)
-"""The exchange that this context serves, for limits whose endpoints take no request."""
-
 _REQUEST = Histogram(REQUEST_DURATION)
 _DECISION = Histogram(DECISION_DURATION)
-_STARTS = frozenset({"http.response.start", "websocket.accept", "websocket.close", "websocket.http.response.start"})
-_WITH_HEADERS = _STARTS - {"websocket.close"}
 _FORWARDING_LOOKS = 256
 _MAX_CHAIN = 64
 _READS = frozenset({"GET", "HEAD"})
@@ -114,7 +100,7 @@ class Middleware:
     ) -> None:
         self.app = app
         self.policy = policy
-        self._identify = identify
+        self.identify = identify
         self._on_reject = on_reject
         self._clock = clock or monotonic_ns
         if policy.backend.type != "memory" and backend is None:
@@ -190,9 +176,9 @@ class Middleware:
             address = gate.clients.bucket(client)
         if self._looks:
             self._look_for_proxies(scope)
-        if self._identify is None:
+        if self.identify is None:
             tenant = gate.tenants.find(scope)
-        elif outer is not None and outer.shell._identify is self._identify:
+        elif outer is not None and outer.shell.identify is self.identify:
             tenant = outer.tenant
         else:
             tenant = await self._identified(scope)
@@ -245,7 +231,7 @@ class Middleware:
 
     async def _serve_inside(self, outer: Exchange, inner: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve what another shell has let in: this one's limits join its headers, and its refusal undoes both."""
-        outer.inside.append(inner)
+        outer.inside = (*outer.inside, inner)
         lane = inner.lane
         try:
             denied: Any = self.gate.admission.admit(inner)
@@ -341,11 +327,11 @@ class Middleware:
             return None
 
     async def _identified(self, scope: Scope) -> str | None:
-        """What ``identify`` says. Nobody, if it fails: a bug there must not open the gate, nor close it to everybody."""
-        if self._identify is None:
+        """What ``identify`` says. Nobody, if it fails: a bug there must neither open the gate nor close it to all."""
+        if self.identify is None:
             return None
         try:
-            answer = self._identify(scope)
+            answer = self.identify(scope)
             return tenant_id(await answer if inspect.isawaitable(answer) else answer)
         except Exception:
             _once("identify", "identify= failed; its callers are anonymous", exc_info=True)
@@ -441,80 +427,6 @@ class Middleware:
         self.gate = self._build_gate()
 
 
-@final
-class Exchange(Visit):
-    """A request that was let in (or is being refused), and its answer.
-
-    ``withheld`` is a refusal that a limit inside the application has decided on: whatever the application then begins
-    to answer, the refusal is sent instead.
-    """
-
-    __slots__ = ("_receive", "_send", "answered", "inside", "refused", "shell", "withheld")
-
-    def __init__(
-        self,
-        shell: Middleware,
-        lane: Lane,
-        tenant: str | None,
-        principal: Key,
-        address: bytes | None,
-        scope: Scope,
-        receive: Receive,
-        send: Send,
-    ) -> None:
-        super().__init__(scope, shell.gate, lane, tenant, principal, address)
-        self.shell = shell
-        self._receive = receive
-        self._send = send
-        self.answered = False
-        self.refused = False
-        self.inside: list[Visit] = []
-        self.withheld: Denied | None = None
-
-    def note_decision(self) -> None:
-        """Count what each policy decided."""
-        if self.verdict is not None:
-            lane = self.lane
-            self.closest = count_checks(lane.terms.entries, lane.checks, self.verdict, self.gate.cells.values)
-
-    def add(self, entries: Sequence[Entry], verdict: Verdict) -> None:
-        """Let the headers speak of limits from elsewhere as well."""
-        self.extra.append((entries, verdict))
-        self.closest = None
-
-    async def answer(self, message: Message) -> None:
-        """The ``send`` of the application."""
-        if self.owed:
-            self.pay()
-        if self.answered:
-            # After a refusal the application's own answer is of no interest to anybody.
-            return None if self.refused else await self._send(message)
-        kind = message["type"]
-        if kind not in _STARTS:
-            return await self._send(message)
-        if self.withheld is not None:
-            return await self.refuse(self.withheld)
-        self.answered = True
-        lane = self.lane
-        self.shell.count(lane, self.tenant, ALLOWED)
-        if lane.enforced and kind in _WITH_HEADERS:
-            headers = self.limit_headers(redirect=300 <= message.get("status", 200) < 400)
-            if headers:
-                message = {**message, "headers": [*message.get("headers", ()), *headers]}
-        await self._send(message)
-
-    async def refuse(self, denied: Denied) -> None:
-        """Answer with a refusal, whoever decided on it."""
-        self.refused = True
-        self.answered = True
-        limited = denied.status == CALLER
-        self.shell.count(self.lane, self.tenant, LIMITED if limited else DENIED)
-        answers = self.gate.answers
-        limits = self.refusal_headers(denied) if limited else []
-        after = answers.delay(denied)
-        await self.shell.deliver(answers.prepare(denied), after, limits, self.scope, self._receive, self._send)
-
-
 class LimitExceeded(HTTPException):
     """What `seawall.limit` raises. Applications need not catch it: whatever they answer, the refusal is sent."""
 
@@ -606,8 +518,8 @@ class RateLimitMiddleware(Middleware):
 class QuotaMiddleware(Middleware):
     """The calendar quotas of a configuration, or one quota without a file.
 
-    ``limit`` is a count per day or month such as ``"10_000/day"``, ``zone`` the time zone whose midnight ends it, ``per``
-    whose it is. Everything else is as for `Seawall`.
+    ``limit`` is a count per day or month such as ``"10_000/day"``, ``zone`` the time zone whose midnight ends it,
+    ``per`` whose it is. Everything else is as for `Seawall`.
     """
 
     parts = QUOTA_PARTS

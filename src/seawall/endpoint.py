@@ -9,15 +9,17 @@ import re
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar, cast, final, overload
+from weakref import WeakKeyDictionary
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import HTTPConnection
 
 from seawall.admission import Entry, charges_of
-from seawall.asgi import SCOPE_KEY, Exchange, LimitExceeded, RateLike, current_exchange, misuse, parse_per
+from seawall.asgi import LimitExceeded, RateLike, misuse, parse_per
 from seawall.backends import Verdict
 from seawall.decision import NEVER, Decision, Mode
-from seawall.gate import Gate, count_checks
+from seawall.exchange import SCOPE_KEY, Exchange, current_exchange
+from seawall.gate import Lane, count_checks
 from seawall.notation import NotationError, parse_rates
 from seawall.policy import RouteLimit
 from seawall.rate import SECOND, Rate
@@ -29,10 +31,14 @@ MAX_COST = 1_000_000_000
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
 
-def _exchange(connection: HTTPConnection | None) -> Exchange | None:
+def _exchange(connection: HTTPConnection) -> Exchange | None:
     """The exchange of a request; ``None`` where its path or its caller is exempt."""
-    found = connection.scope.get(SCOPE_KEY) if connection is not None else current_exchange.get()
-    return cast("Exchange | None", found)
+    return cast("Exchange | None", connection.scope.get(SCOPE_KEY))
+
+
+def _is_whole(value: object) -> bool:
+    """Whether ``value`` is an integer: neither a float, which may be NaN, nor a bool."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 @final
@@ -41,7 +47,7 @@ class Limit:
 
     def __init__(self, rates: tuple[Rate, ...], per: tuple[str, ...], cost: int, name: str) -> None:
         self._limit = RouteLimit(name, per, rates, cost=cost)
-        self._entries: dict[tuple[int, int], tuple[Gate, list[Entry], list[tuple[int, ...]]]] = {}
+        self._known: WeakKeyDictionary[Lane, tuple[list[Entry], list[tuple[int, ...]]]] = WeakKeyDictionary()
         # FastAPI asks the instance's own `__call__` whether it is a coroutine function, and calls the type's. As a
         # plain function it would be sent to the thread pool, 50 us away and outside the loop's atomicity.
         self.__dict__["__call__"] = self._check
@@ -94,13 +100,13 @@ class Limit:
             raise LimitExceeded
 
     def _prepare(self, exchange: Exchange) -> tuple[list[Entry], list[tuple[int, ...]]]:
-        gate, lane = exchange.gate, exchange.lane
-        key = (id(gate), id(lane.terms.profile))
-        known = self._entries.get(key)
-        if known is None or known[0] is not gate:
-            entries = gate.entries(self._limit, lane)
-            known = self._entries[key] = (gate, entries, [lane.check_cells(entry) for entry in entries])
-        return known[1], known[2]
+        """The limit as it is for the callers of a lane, and the cells for what it decides."""
+        lane = exchange.lane
+        known = self._known.get(lane)
+        if known is None:
+            entries = exchange.gate.entries(self._limit, lane)
+            known = self._known[lane] = (entries, [lane.check_cells(entry) for entry in entries])
+        return known
 
 
 def limit(rate: RateLike, *, per: str | Sequence[str] = "client_ip", cost: int = 1, name: str | None = None) -> Limit:
@@ -119,7 +125,7 @@ def limit(rate: RateLike, *, per: str | Sequence[str] = "client_ip", cost: int =
         rates = parse_rates(rate)
     except NotationError as error:
         raise misuse(f"limit(): {error.message}") from None
-    if isinstance(cost, bool) or not isinstance(cost, int) or not 1 <= cost <= 1_000_000:
+    if not _is_whole(cost) or not 1 <= cost <= 1_000_000:
         raise misuse(f"limit(): cost is a whole number from 1 to 1,000,000, not {cost!r}")
     if name is None:
         caller = sys._getframe(1)
@@ -140,7 +146,7 @@ def charge(request: HTTPConnection, cost: int) -> None:
     ``cost`` is a whole number of at most 1e9 either way: `TypeError` and `ValueError` otherwise. May be called from any
     thread and more than once; it takes effect with the next message of the answer, or at its end.
     """
-    if isinstance(cost, bool) or not isinstance(cost, int):
+    if not _is_whole(cost):
         raise TypeError(f"cost is a whole number, not {cost!r}")
     if not -MAX_COST <= cost <= MAX_COST:
         raise ValueError(f"cost is at most {MAX_COST:_} either way, not {cost}")
@@ -161,13 +167,13 @@ def usage(request: HTTPConnection) -> dict[str, Decision]:
         return {}
     found = {}
     for entries, verdict in exchange.spent():
-        for entry, state in zip(entries, verdict.states, strict=True):
+        for entry, state, left in zip(entries, verdict.states, verdict.left, strict=True):
             wait = entry.wait(state, verdict)
             found[entry.name] = Decision(
                 admitted=wait == 0,
                 rule=entry.name,
                 limit=entry.limit,
-                remaining=entry.remaining(state, verdict),
+                remaining=left,
                 retry_after=float("inf") if wait == NEVER else wait / SECOND,
                 window=float(entry.rate.window_s),
             )

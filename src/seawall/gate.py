@@ -2,7 +2,6 @@
 
 `Gate` is built when a policy is loaded and replaced whole when it changes. A `Lane` is what one kind of caller finds on
 one rule: the terms, the metric cells and the header bytes, so that the request path adds to integers and joins bytes.
-A `Visit` is the ticket of one request with its lane.
 """
 
 from __future__ import annotations
@@ -10,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeAlias, final
 
-from seawall.admission import DEFAULT_ROUTE, Admission, Denied, Entry, Profile, Stage, Terms, TermsCompiler, Ticket
-from seawall.backends import Backend, Charge, Key, Verdict
-from seawall.decision import Clock, Mode, Outcome
+from seawall.admission import DEFAULT_ROUTE, Admission, Closest, Denied, Entry, Profile, Stage, Terms, TermsCompiler
+from seawall.backends import Backend, Key, Verdict
+from seawall.decision import Clock, Mode
 from seawall.identity import ClientIP, NetworkSet, TenantSource
 from seawall.metrics import (
     ALLOW,
@@ -31,7 +30,7 @@ from seawall.metrics import (
 )
 from seawall.policy import Policy
 from seawall.rate import Quota
-from seawall.responses import Answers, Closest, Header, Spent, closest, grows, policy_header
+from seawall.responses import Answers, grows, policy_header
 from seawall.routing import RouteTable
 from seawall.stages import Spending, TenantConcurrency
 
@@ -47,6 +46,7 @@ class Lane:
     """What one kind of caller finds on one rule."""
 
     __slots__ = (
+        "__weakref__",
         "_base",
         "_cells",
         "_policies",
@@ -99,99 +99,21 @@ class Lane:
 def count_checks(
     entries: Sequence[Entry], cells: Sequence[tuple[int, ...]], verdict: Verdict, values: list[int]
 ) -> Closest | None:
-    """Count what each policy decided, and find the entry closest to exhaustion while every one is at hand."""
+    """Count what each policy decided; of an admission, find the entry closest to exhaustion in the same pass."""
     if verdict.waits is not None:
         for block, wait in zip(cells, verdict.waits, strict=True):
             values[block[DENY if wait else ALLOW]] += 1
         return None
     nearest: Closest | None = None
     lowest = 2.0
-    for entry, block, state in zip(entries, cells, verdict.states, strict=True):
-        left = entry.remaining(state, verdict)
+    for at, (entry, block, left) in enumerate(zip(entries, cells, verdict.left, strict=True)):
         values[block[NEAR if left <= entry.near else ALLOW]] += 1
         share = left / entry.q
         if share < lowest:
-            lowest, nearest = share, (entry, state, verdict)
-        elif share == lowest and nearest is not None and grows(entry, state, verdict) > grows(*nearest):
-            nearest = (entry, state, verdict)
+            lowest, nearest = share, (entry, at, verdict)
+        elif share == lowest and nearest is not None and grows(entry, at, verdict) > grows(*nearest):
+            nearest = (entry, at, verdict)
     return nearest
-
-
-class Visit(Ticket):
-    """A ticket, its lane, and where its answer stands.
-
-    ``closest`` is what its RateLimit header is about, ``extra`` what limits outside its terms have spent, ``owed`` a
-    cost that `seawall.charge` has noted and that is not spent yet, ``surplus`` what was spent of such.
-    """
-
-    __slots__ = ("closest", "extra", "gate", "lane", "owed", "surplus")
-
-    def __init__(
-        self, scope: Scope, gate: Gate, lane: Lane, tenant: str | None, principal: Key, address: bytes | None
-    ) -> None:
-        super().__init__(scope, lane.terms, tenant, principal, gate.clients.key, address)
-        self.gate = gate
-        self.lane = lane
-        self.closest: Closest | None = None
-        self.extra: list[Spent] = []
-        self.owed = 0
-        self.surplus = 0
-
-    def spent(self) -> list[Spent]:
-        """Everything that limits this request, in the order of its headers."""
-        own: list[Spent] = [] if self.verdict is None else [(self.terms.entries, self.verdict)]
-        return own + self.extra
-
-    def policies(self) -> bytes:
-        """The value of ``RateLimit-Policy``."""
-        own = self.lane.policies(self.gate.wall_clock())
-        if not self.extra:
-            return own
-        added = policy_header([entry for entries, _ in self.extra for entry in entries], None)
-        return b", ".join(value for value in (own, added) if value)
-
-    def limit_headers(self, *, redirect: bool = False) -> list[Header]:
-        """The RateLimit headers of an answer that the application gives; none where nothing limits it."""
-        if self.closest is None:
-            self.closest = closest(self.spent())
-        if self.closest is None:
-            return self.gate.answers.policies_only(self.policies())
-        return self.gate.answers.limit_headers(self.policies(), self.closest, redirect=redirect)
-
-    def refusal_headers(self, denied: Denied) -> list[Header]:
-        """The RateLimit headers of a refusal: about the policy that refuses for longest."""
-        first = denied.first()
-        if first is not None:
-            return self.gate.answers.limit_headers(self.policies(), first)
-        limit = denied.terms.concurrency if denied.terms else None
-        return self.gate.answers.concurrency_headers(self.policies(), limit or 0, self.gate.wall_clock())
-
-    def pay(self) -> None:
-        """Spend what `seawall.charge` has noted; give back no more than this request was charged."""
-        cost, self.owed = self.owed, 0
-        verdict = self.verdict
-        if verdict is None or not self.charged:
-            return
-        cost = max(cost, -self.terms.route.cost - self.surplus)
-        self.surplus += cost
-        charges: list[Charge] = []
-        for number, (entry, (meter, key, _)) in enumerate(zip(self.terms.entries, verdict.charges, strict=True)):
-            if entry.of_plan:
-                charges.append((meter, key, abs(cost)))
-                verdict.states[number] = entry.adjusted(verdict.states[number], verdict, cost)
-        if cost > 0:
-            self.gate.backend.debit(charges)
-        elif cost < 0:
-            self.gate.backend.refund(charges, verdict.wall)
-        self.closest = None
-
-    def settle(self, outcome: Outcome, *, refund: bool) -> None:
-        """Give back what is held, and all that was spent where it was us who refused. Safe twice."""
-        if refund:
-            self.owed = -self.surplus
-        if self.owed:
-            self.pay()
-        self.gate.admission.settle(self, outcome, refund=refund)
 
 
 @final

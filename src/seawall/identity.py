@@ -149,6 +149,13 @@ class ClientIP:
 
     def key(self, scope: Mapping[str, Any]) -> bytes:
         """The key of the client's bucket."""
+        if self.trusts_nobody:
+            # By far the most frequent: 0.2 instead of 0.5 us.
+            client: Any = scope.get("client")
+            try:
+                return inet_pton(AF_INET, client[0])
+            except (OSError, ValueError, TypeError, IndexError):
+                pass
         return self.bucket(self.resolve(scope))
 
     def _walkable(self, headers: Iterable[tuple[bytes, bytes]]) -> list[str]:

@@ -13,17 +13,15 @@ from html import escape
 from typing import Any, TypeAlias, final
 from urllib.parse import quote
 
-from seawall.admission import Denied, Entry, Terms
+from seawall.admission import Closest, Denied, Entry
 from seawall.backends import Verdict
 from seawall.decision import NEVER, Refusal
 from seawall.policy import Responses
-from seawall.rate import SECOND, Quota, Rate
+from seawall.rate import SECOND, Quota
 
 Header: TypeAlias = tuple[bytes, bytes]
 Message: TypeAlias = dict[str, Any]
 Spent: TypeAlias = tuple[Sequence[Entry], Verdict]
-Closest: TypeAlias = tuple[Entry, int, Verdict]
-"""An entry, its state, and the verdict that this is from."""
 
 EXPOSE_HEADERS = [
     "RateLimit",
@@ -99,24 +97,27 @@ def policy_header(entries: Iterable[Entry], concurrency: int | None) -> bytes:
     return ", ".join(items).encode()
 
 
-def grows(entry: Entry, state: int, verdict: Verdict) -> int:
+def grows(entry: Entry, at: int, verdict: Verdict) -> int:
     """The ``t`` of ``RateLimit``: whole seconds until one more unit than now is left, 0 when it is full."""
-    rate = entry.rate
-    if isinstance(rate, Rate):
-        left = rate.remaining(state, verdict.now)
-        return seconds_up(rate.wait(state, verdict.now, left + 1)) if left < rate.burst else 0
-    return seconds_up(rate.end_ns - verdict.wall) if rate.used(state, verdict.wall) else 0
+    rate, left = entry.rate, verdict.left[at]
+    if left >= entry.limit:
+        return 0
+    if isinstance(rate, Quota):
+        return seconds_up(rate.end_ns - verdict.wall)
+    units = verdict.states[at] - verdict.now * rate.scale - rate.capacity + (left + 1) * rate.interval
+    return -(-units // (rate.scale * SECOND))
 
 
 def closest(spent: Iterable[Spent]) -> Closest | None:
     """The entry with the least of its advertised quota left; of equals the one that takes longest to grow."""
-    best = None
+    best: Closest | None = None
     lowest = 2.0
     for entries, verdict in spent:
-        for entry, state in zip(entries, verdict.states, strict=True):
-            share = entry.remaining(state, verdict) / entry.q
-            if share < lowest or (best is not None and share == lowest and grows(entry, state, verdict) > grows(*best)):
-                lowest, best = share, (entry, state, verdict)
+        for at, entry in enumerate(entries):
+            share = verdict.left[at] / entry.q
+            if share > lowest or (share == lowest and best and grows(*best) >= grows(entry, at, verdict)):
+                continue
+            lowest, best = share, (entry, at, verdict)
     return best
 
 
@@ -139,9 +140,9 @@ class Answers:
 
     def limit_headers(self, policies: bytes, about: Closest, *, redirect: bool = False) -> list[Header]:
         """The headers of a limited answer; ``policies`` is the value of ``RateLimit-Policy``."""
-        entry, state, verdict = about
-        left = entry.remaining(state, verdict)
-        wait = grows(entry, state, verdict)
+        entry, at, verdict = about
+        left = verdict.left[at]
+        wait = grows(entry, at, verdict)
         headers: list[Header] = []
         if self._draft:
             headers.append((b"ratelimit-policy", policies))

@@ -43,6 +43,7 @@ class TenantConcurrency:
             return Denied(CALLER, self.name, ((self.name, 1),), terms=ticket.terms)
         self._in_flight[principal] = running + 1
         ticket.permit = principal
+        ticket.held = True
         return None
 
     def settle(self, ticket: Ticket, outcome: Outcome, *, refund: bool) -> None:

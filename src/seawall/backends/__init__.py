@@ -43,18 +43,25 @@ Charge: TypeAlias = tuple[Meter, Key, int]
 class Verdict:
     """The answer to one `Backend.spend`.
 
-    ``charges`` are those that were spent (a backend may have replaced keys), ``states`` the buckets afterwards in the
-    same order, ``waits`` nanoseconds per charge (0: would be admitted) or ``None`` where all were admitted. ``now`` and
-    ``wall`` are the backend's clock, which is the one that counts.
+    ``charges`` are those that were spent (a backend may have replaced keys). In the same order, ``states`` are the
+    buckets afterwards, ``left`` what can still be spent of each, and ``waits`` nanoseconds (0: would be admitted), or
+    ``None`` where all were admitted. ``now`` and ``wall`` are the backend's clock, which is the one that counts.
     """
 
-    __slots__ = ("charges", "now", "states", "waits", "wall")
+    __slots__ = ("charges", "left", "now", "states", "waits", "wall")
 
     def __init__(
-        self, charges: Sequence[Charge], states: list[int], waits: list[int] | None, now: int, wall: int
+        self,
+        charges: Sequence[Charge],
+        states: list[int],
+        left: list[int],
+        waits: list[int] | None,
+        now: int,
+        wall: int,
     ) -> None:
         self.charges = charges
         self.states = states
+        self.left = left
         self.waits = waits
         self.now = now
         self.wall = wall
@@ -78,11 +85,17 @@ class Backend(Protocol):
         ...
 
     def debit(self, charges: Sequence[Charge]) -> None:
-        """Without waiting for anything, take ``charges`` without asking: buckets go into debt by at most one burst, quotas count all of it."""
+        """Take ``charges`` without asking, and without waiting for anything.
+
+        Buckets go into debt by at most one burst, quotas count all of it.
+        """
         ...
 
     def refund(self, charges: Sequence[Charge], spent_at: int) -> None:
-        """Without waiting for anything, give ``charges`` back that were spent at ``spent_at`` (`Verdict.wall`); void once their window is over."""
+        """Give ``charges`` back that were spent at ``spent_at`` (`Verdict.wall`), without waiting for anything.
+
+        Void once their window is over.
+        """
         ...
 
     def statistics(self) -> dict[str, dict[str, int]]:

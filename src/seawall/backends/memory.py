@@ -18,7 +18,7 @@ from typing import cast, final
 
 from seawall.backends import LISTED, Charge, Key, Meter, Verdict
 from seawall.decision import Clock
-from seawall.rate import Quota, Rate, spend, spend_quota
+from seawall.rate import COUNT_MASK, Quota, Rate, spend, spend_quota
 
 SHARD_KEYS = 2_000
 OVERFLOW_BUCKETS = 64
@@ -135,6 +135,7 @@ class MemoryBackend:
         now = self._clock()
         wall = self._wall()
         states: list[int] = []
+        lefts: list[int] = []
         for meter, key, cost in cast("Sequence[tuple[MemoryMeter, Key, int]]", charges):
             shard = meter.shards[hash(key) % meter.size]
             state = shard.get(key)
@@ -152,22 +153,35 @@ class MemoryBackend:
                 elif state > full + meter.ceiling:
                     state = full + meter.ceiling
                 after = state + cost * meter.interval
-                if after > full + meter.capacity and cost:
-                    break
+                left = full + meter.capacity - after
+                if left < 0:
+                    if cost:
+                        break
+                    left = 0
+                lefts.append(left // meter.interval)
             else:
-                after, wait = meter.attempt(state, now, wall, cost)
-                if wait:
-                    break
+                quota = cast(Quota, meter.quota)
+                if not quota.start_ns <= wall < quota.end_ns:
+                    quota.enter(wall)
+                base = quota.base
+                used = (state & COUNT_MASK if state >= base else 0) + cost
+                left = quota.limit - used
+                if left < 0:
+                    if cost:
+                        break
+                    left = 0
+                after = base + used
+                lefts.append(left)
             shard[key] = after
             states.append(after)
         else:
-            return Verdict(charges, states, None, now, wall)
+            return Verdict(charges, states, lefts, None, now, wall)
         return self._refuse(charges, len(states), now, wall)
 
     def _refuse(self, charges: Sequence[Charge], taken: int, now: int, wall: int) -> Verdict:
         """Give the first ``taken`` charges back and say of each what it would have had to wait."""
         self._give_back(charges[:taken], now, wall, wall)
-        states, waits = [], []
+        states, lefts, waits = [], [], []
         for meter, key, cost in cast("Sequence[tuple[MemoryMeter, Key, int]]", charges):
             shard = meter.locate(key)
             state = shard.get(key, 0)
@@ -178,8 +192,9 @@ class MemoryBackend:
                 if key in shard:
                     shard[key] = after
             states.append(state)
+            lefts.append(meter.rate.remaining(state, now if meter.scale else wall))
             waits.append(wait)
-        return Verdict(charges, states, waits, now, wall)
+        return Verdict(charges, states, lefts, waits, now, wall)
 
     def debit(self, charges: Sequence[Charge]) -> None:
         """Take ``charges`` without asking, down to one burst of debt in a bucket."""
