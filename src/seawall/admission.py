@@ -46,9 +46,23 @@ Whose: TypeAlias = Callable[["Ticket"], Key] | None
 
 @final
 class Entry:
-    """One limit of some terms. ``q`` is what headers advertise of it, ``near`` the rest at which 80 % are used."""
+    """One limit of some terms. ``q`` is what headers advertise of it, ``near`` the rest at which 80 % are used,
+    ``item`` and ``full_item`` are its RateLimit header but for the numbers."""
 
-    __slots__ = ("cost", "kind", "limit", "meter", "name", "near", "of_plan", "q", "rate", "whose")
+    __slots__ = (
+        "cost",
+        "full_item",
+        "item",
+        "kind",
+        "limit",
+        "meter",
+        "name",
+        "near",
+        "of_plan",
+        "q",
+        "rate",
+        "whose",
+    )
 
     def __init__(self, name: str, meter: Meter, whose: Whose, cost: int, *, of_plan: bool) -> None:
         rate = meter.rate
@@ -63,6 +77,8 @@ class Entry:
         self.limit = rate.burst if isinstance(rate, Rate) else rate.limit
         self.q = rate.advertised if isinstance(rate, Rate) else rate.limit
         self.near = self.limit // 5
+        self.item = f'"{name}";r=%d;t=%d'.encode()
+        self.full_item = f'"{name}";r=%d'.encode()
 
     def wait(self, state: int, verdict: Verdict, cost: int = 1) -> int:
         """Nanoseconds until ``cost`` is admitted if nobody else spends: 0 for now, or ``NEVER``."""
@@ -110,18 +126,18 @@ class Terms:
 class Ticket:
     """One request on its way through the gate: who it is, what holds for it, what it has taken.
 
-    ``address`` is the key of the client's address, resolved when first needed. ``charged`` and ``verdict`` are what
+    ``address`` is the key of the client's address, ``resolved`` when first needed. ``charged`` and ``verdict`` are what
     the spending stage took, ``permit`` what the concurrency stage did. A stage that took what must be given back in any
     case sets ``held``; most requests hold nothing, and the stages are not asked again.
     """
 
     __slots__ = (
-        "_address",
         "_resolve",
         "charged",
         "held",
         "permit",
         "principal",
+        "resolved",
         "scope",
         "tenant",
         "terms",
@@ -142,7 +158,7 @@ class Ticket:
         self.tenant = tenant
         self.principal = principal
         self._resolve = resolve
-        self._address = address
+        self.resolved = address
         self.verdict: Verdict | None = None
         self.charged = False
         self.held = False
@@ -150,9 +166,9 @@ class Ticket:
 
     @property
     def address(self) -> bytes:
-        if self._address is None:
-            self._address = self._resolve(self.scope)
-        return self._address
+        if self.resolved is None:
+            self.resolved = self._resolve(self.scope)
+        return self.resolved
 
 
 Closest: TypeAlias = tuple[Entry, int, Verdict]
@@ -244,9 +260,8 @@ class Admission:
 
     def settle(self, ticket: Ticket, outcome: Outcome, *, refund: bool) -> None:
         """In reverse order. ``refund`` gives back what was spent as well: it was us who refused."""
-        if ticket.held or refund:
-            for stage in self._reversed:
-                stage.settle(ticket, outcome, refund=refund)
+        for stage in self._reversed:
+            stage.settle(ticket, outcome, refund=refund)
 
 
 @final
@@ -353,7 +368,7 @@ def _everybody(_: Ticket) -> Key:
 
 
 def _address(ticket: Ticket) -> Key:
-    return ticket.address
+    return ticket.resolved or ticket.address
 
 
 def _state(ticket: Ticket, name: str) -> str:
@@ -381,4 +396,7 @@ def _combination(ticket: Ticket, kinds: Per) -> bytes:
 def charges_of(ticket: Ticket, terms: Iterable[tuple[Meter, Whose, int]]) -> list[Charge]:
     """The charges of a request, with the keys filled in."""
     principal = ticket.principal
-    return [(meter, principal if whose is None else whose(ticket), cost) for meter, whose, cost in terms]
+    charges: list[Charge] = []
+    for meter, whose, cost in terms:
+        charges.append((meter, principal if whose is None else whose(ticket), cost))
+    return charges

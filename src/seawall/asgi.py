@@ -15,6 +15,7 @@ import logging
 import os
 import random as random_module
 import sys
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from time import monotonic_ns, time_ns
@@ -47,7 +48,6 @@ from seawall.metrics import (
     REJECTIONS,
     REQUEST_DURATION,
     TRACKED_KEYS,
-    Histogram,
     Publication,
     Reading,
     metrics_app,
@@ -67,8 +67,8 @@ RateLike: TypeAlias = "str | RateLimitItem | Sequence[str | RateLimitItem]"
 
 logger = logging.getLogger("seawall")
 
-_REQUEST = Histogram(REQUEST_DURATION)
-_DECISION = Histogram(DECISION_DURATION)
+_REQUEST_BOUNDS = REQUEST_DURATION.bounds_ns
+_DECISION_BOUNDS = DECISION_DURATION.bounds_ns
 _FORWARDING_LOOKS = 256
 _MAX_CHAIN = 64
 _READS = frozenset({"GET", "HEAD"})
@@ -158,7 +158,7 @@ class Middleware:
         outer: Exchange | None = scope.get(SCOPE_KEY)
         if outer is not None and self._is_covered_by(outer.gate):
             return await self.app(scope, receive, send)
-        path = path_below_root(scope)
+        path = path_below_root(scope) if scope.get("root_path") else scope["path"]
         if path == self._metrics_path and method in _READS and kind == "http":
             return await self._serve_metrics(scope, receive, send)
         if not path.isprintable() and has_control_character(path):
@@ -202,7 +202,9 @@ class Middleware:
                 denied = await denied
             exchange.note_decision()
             decided = self._clock()
-            _DECISION.observe(values, self._decision_seconds, decided - started)
+            took = decided - started
+            values[self._decision_seconds + bisect_left(_DECISION_BOUNDS, took)] += 1
+            values[self._decision_seconds + len(_DECISION_BOUNDS) + 1] += took
             if denied is not None:
                 lane.reject(denied)
                 if lane.enforced:
@@ -223,7 +225,9 @@ class Middleware:
             if entered is not None:
                 values[lane.inflight] -= 1
                 if lane.timed and not exchange.refused:
-                    _REQUEST.observe(values, lane.seconds, self._clock() - entered)
+                    took = self._clock() - entered
+                    values[lane.seconds + bisect_left(_REQUEST_BOUNDS, took)] += 1
+                    values[lane.seconds + len(_REQUEST_BOUNDS) + 1] += took
             if not exchange.answered:
                 self.count(lane, tenant, ended)
             exchange.settle(Outcome.SUCCESS, refund=exchange.refused)

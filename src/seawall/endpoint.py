@@ -14,12 +14,12 @@ from weakref import WeakKeyDictionary
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import HTTPConnection
 
-from seawall.admission import Entry, charges_of
+from seawall.admission import charges_of
 from seawall.asgi import LimitExceeded, RateLike, misuse, parse_per
 from seawall.backends import Verdict
 from seawall.decision import NEVER, Decision, Mode
 from seawall.exchange import SCOPE_KEY, Exchange, current_exchange
-from seawall.gate import Lane, count_checks
+from seawall.gate import Checks, Lane
 from seawall.notation import NotationError, parse_rates
 from seawall.policy import RouteLimit
 from seawall.rate import SECOND, Rate
@@ -47,7 +47,7 @@ class Limit:
 
     def __init__(self, rates: tuple[Rate, ...], per: tuple[str, ...], cost: int, name: str) -> None:
         self._limit = RouteLimit(name, per, rates, cost=cost)
-        self._known: WeakKeyDictionary[Lane, tuple[list[Entry], list[tuple[int, ...]]]] = WeakKeyDictionary()
+        self._known: WeakKeyDictionary[Lane, Checks] = WeakKeyDictionary()
         # FastAPI asks the instance's own `__call__` whether it is a coroutine function, and calls the type's. As a
         # plain function it would be sent to the thread pool, 50 us away and outside the loop's atomicity.
         self.__dict__["__call__"] = self._check
@@ -85,10 +85,11 @@ class Limit:
     async def _enforce(self, exchange: Exchange | None) -> None:
         if exchange is None or exchange.terms.mode is Mode.OFF:
             return
-        entries, cells = self._prepare(exchange)
+        checks = self._checks(exchange)
+        entries = checks.entries
         pending = exchange.gate.backend.spend(charges_of(exchange, [(e.meter, e.whose, e.cost) for e in entries]))
         verdict = pending if isinstance(pending, Verdict) else await pending
-        count_checks(entries, cells, verdict, exchange.gate.cells.values)
+        checks.count(verdict, exchange.gate.cells.values)
         if exchange.lane.enforced:
             exchange.add(entries, verdict)
         if verdict.admitted:
@@ -99,13 +100,13 @@ class Limit:
             exchange.withheld = denied
             raise LimitExceeded
 
-    def _prepare(self, exchange: Exchange) -> tuple[list[Entry], list[tuple[int, ...]]]:
-        """The limit as it is for the callers of a lane, and the cells for what it decides."""
+    def _checks(self, exchange: Exchange) -> Checks:
+        """The limit as it is for the callers of a lane."""
         lane = exchange.lane
         known = self._known.get(lane)
         if known is None:
             entries = exchange.gate.entries(self._limit, lane)
-            known = self._known[lane] = (entries, [lane.check_cells(entry) for entry in entries])
+            known = self._known[lane] = Checks(entries, lane.terms.plan, exchange.gate.cells)
         return known
 
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeAlias, final
 from seawall.admission import Closest, Denied, Entry, Ticket
 from seawall.backends import Charge, Key, Verdict
 from seawall.decision import Outcome
-from seawall.gate import Gate, Identify, Lane, count_checks
+from seawall.gate import Gate, Identify, Lane
 from seawall.metrics import ALLOWED, DENIED, LIMITED
 from seawall.responses import Header, Prepared, Spent, closest, policy_header
 from seawall.stages import CALLER
@@ -80,8 +80,18 @@ class Exchange(Ticket):
         receive: Receive,
         send: Send,
     ) -> None:
+        # What `Ticket.__init__` does, written out: 0.1 us less.
         gate = shell.gate
-        super().__init__(scope, lane.terms, tenant, principal, gate.clients.key, address)
+        self.scope = scope
+        self.terms = lane.terms
+        self.tenant = tenant
+        self.principal = principal
+        self._resolve = gate.clients.key
+        self.resolved = address
+        self.verdict = None
+        self.charged = False
+        self.held = False
+        self.permit = None
         self.shell = shell
         self.gate = gate
         self.lane = lane
@@ -103,8 +113,7 @@ class Exchange(Ticket):
     def note_decision(self) -> None:
         """Count what each policy decided."""
         if self.verdict is not None:
-            lane = self.lane
-            self.closest = count_checks(lane.terms.entries, lane.checks, self.verdict, self.gate.cells.values)
+            self.closest = self.lane.checks.count(self.verdict, self.gate.cells.values)
 
     def add(self, entries: Sequence[Entry], verdict: Verdict) -> None:
         """Let the headers speak of limits from elsewhere as well."""
@@ -129,7 +138,7 @@ class Exchange(Ticket):
         lane = self.lane
         self.shell.count(lane, self.tenant, ALLOWED)
         if lane.enforced and kind in _WITH_HEADERS:
-            headers = self.limit_headers(redirect=300 <= message.get("status", 200) < 400)
+            headers = self.limit_headers(message.get("status", 200))
             if headers:
                 # A copy: the application may send the same message, or hold the same list, again.
                 message = {**message, "headers": [*message.get("headers", ()), *headers]}
@@ -153,27 +162,28 @@ class Exchange(Ticket):
 
     def policies(self) -> bytes:
         """The value of ``RateLimit-Policy``."""
-        own = self.lane.policies(self.verdict.wall if self.verdict is not None else self.gate.wall_clock())
+        verdict = self.verdict
+        own = self.lane.policies(verdict.wall if verdict is not None else self.gate.wall_clock())
         if not self.extra:
             return own
         added = policy_header([entry for entries, _ in self.extra for entry in entries], None)
         return b", ".join(value for value in (own, added) if value)
 
-    def limit_headers(self, *, redirect: bool) -> list[Header]:
+    def limit_headers(self, status: int) -> list[Header]:
         """The RateLimit headers of an answer that the application gives; none where nothing limits it."""
         if self.closest is None:
             self.closest = closest(self.spent())
         answers = self.gate.answers
         if self.closest is None:
             return answers.policies_only(self.policies())
-        return answers.limit_headers(self.policies(), self.closest, redirect=redirect)
+        return answers.limit_headers(self.policies(), self.closest, status)
 
     def refusal_headers(self, denied: Denied) -> list[Header]:
         """The RateLimit headers of a refusal: about the policy that refuses for longest."""
         answers = self.gate.answers
         first = denied.first()
         if first is not None:
-            return answers.limit_headers(self.policies(), first, redirect=False)
+            return answers.limit_headers(self.policies(), first, denied.status)
         limit = denied.terms.concurrency if denied.terms else None
         return answers.concurrency_headers(self.policies(), limit or 0, self.gate.wall_clock())
 
@@ -202,7 +212,8 @@ class Exchange(Ticket):
             self.owed = -self.surplus
         if self.owed:
             self.pay()
-        self.gate.admission.settle(self, outcome, refund=refund)
+        if self.held or refund:
+            self.gate.admission.settle(self, outcome, refund=refund)
 
 
 async def _nothing() -> None:

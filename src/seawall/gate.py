@@ -42,15 +42,51 @@ EAGER_LANES = 4_096
 
 
 @final
+class Checks:
+    """The entries of a spend and the cells for what each decides, laid out for one pass over a verdict."""
+
+    __slots__ = ("_deny", "_rows", "entries")
+
+    def __init__(self, entries: Sequence[Entry], plan: str, cells: Cells) -> None:
+        blocks = [cells.block(POLICY_CHECKS, "decision", DECISIONS, policy=entry.name, plan=plan) for entry in entries]
+        self.entries = entries
+        self._deny = tuple((block[ALLOW], block[DENY]) for block in blocks)
+        self._rows = tuple(
+            (at, entry.near, entry.q, block[ALLOW], block[NEAR])
+            for at, (entry, block) in enumerate(zip(entries, blocks, strict=True))
+        )
+
+    def count(self, verdict: Verdict, values: list[int]) -> Closest | None:
+        """Count what each policy decided; of an admission, find the entry closest to exhaustion in the same pass."""
+        if verdict.waits is not None:
+            for (allow, deny), wait in zip(self._deny, verdict.waits, strict=True):
+                values[deny if wait else allow] += 1
+            return None
+        nearest = -1
+        lowest = 2.0
+        for (at, near, q, allow, nearly), left in zip(self._rows, verdict.left, strict=True):
+            values[nearly if left <= near else allow] += 1
+            share = left / q
+            if share < lowest or (share == lowest and self._grows_later(at, nearest, verdict)):
+                lowest, nearest = share, at
+        return self.entries[nearest], nearest, verdict
+
+    def _grows_later(self, one: int, other: int, verdict: Verdict) -> bool:
+        entries = self.entries
+        return grows(entries[one], one, verdict) > grows(entries[other], other, verdict)
+
+
+@final
 class Lane:
     """What one kind of caller finds on one rule."""
 
     __slots__ = (
         "__weakref__",
-        "_base",
         "_cells",
         "_policies",
         "_quotas",
+        "_since",
+        "_until",
         "checks",
         "enforced",
         "inflight",
@@ -69,22 +105,18 @@ class Lane:
         # Streams last as long as somebody listens, which says nothing about the service.
         self.timed = terms.route.streaming is None
         self.seconds = cells.index(REQUEST_DURATION, terms.priority)
-        self.checks = [self.check_cells(entry) for entry in terms.entries]
+        self.checks = Checks(terms.entries, terms.plan, cells)
         self._quotas = [entry.rate for entry in terms.entries if isinstance(entry.rate, Quota)]
-        self._base = -1
+        self._since = self._until = 0
         self._policies = b""
 
-    def check_cells(self, entry: Entry) -> tuple[int, ...]:
-        """The cells for what ``entry`` decides."""
-        return self._cells.block(POLICY_CHECKS, "decision", DECISIONS, policy=entry.name, plan=self.terms.plan)
-
     def policies(self, wall: int) -> bytes:
-        """The value of ``RateLimit-Policy`` at ``wall``, formatted again when a quota has entered another window."""
-        base = 0
-        for quota in self._quotas:
-            base += quota.enter(wall)
-        if base != self._base:
-            self._base = base
+        """The value of ``RateLimit-Policy`` at ``wall``: it changes only as a quota enters another window."""
+        if not self._since <= wall < self._until:
+            for quota in self._quotas:
+                quota.enter(wall)
+            self._since = max((quota.start_ns for quota in self._quotas), default=0)
+            self._until = min((quota.end_ns for quota in self._quotas), default=1 << 63)
             self._policies = policy_header(self.terms.entries, self.terms.concurrency)
         return self._policies
 
@@ -94,26 +126,6 @@ class Lane:
         spec = REJECTIONS if self.enforced else SHADOW_REJECTIONS
         policy = denied.waits[0][0] if denied.waits else ""
         self._cells.values[self._cells.index(spec, denied.reason, policy, terms.plan, terms.priority)] += 1
-
-
-def count_checks(
-    entries: Sequence[Entry], cells: Sequence[tuple[int, ...]], verdict: Verdict, values: list[int]
-) -> Closest | None:
-    """Count what each policy decided; of an admission, find the entry closest to exhaustion in the same pass."""
-    if verdict.waits is not None:
-        for block, wait in zip(cells, verdict.waits, strict=True):
-            values[block[DENY if wait else ALLOW]] += 1
-        return None
-    nearest: Closest | None = None
-    lowest = 2.0
-    for at, (entry, block, left) in enumerate(zip(entries, cells, verdict.left, strict=True)):
-        values[block[NEAR if left <= entry.near else ALLOW]] += 1
-        share = left / entry.q
-        if share < lowest:
-            lowest, nearest = share, (entry, at, verdict)
-        elif share == lowest and nearest is not None and grows(entry, at, verdict) > grows(*nearest):
-            nearest = (entry, at, verdict)
-    return nearest
 
 
 @final
@@ -149,7 +161,8 @@ class Gate:
         self.concurrency = concurrency
         self.wall_clock = wall_clock
         stages: list[Stage] = [Spending(backend)]
-        if "concurrency" in parts:
+        plans = [*policy.plans.values(), *(tenant.plan for tenant in policy.tenants.values())]
+        if "concurrency" in parts and any(plan.concurrency for plan in plans):
             stages.insert(0, concurrency)
         self.admission = Admission(stages)
         authorization = any(name == "authorization" for _, name in policy.identity.tenant)

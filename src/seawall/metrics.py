@@ -7,7 +7,6 @@ asks. Labels come from the configuration alone, so the number of series is bound
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, TypeAlias, final
@@ -38,6 +37,11 @@ class Spec:
     help: str
     labels: tuple[str, ...] = ()
     bounds: tuple[float, ...] = ()
+
+    @property
+    def bounds_ns(self) -> tuple[int, ...]:
+        """The bounds as they are compared with a measured time."""
+        return tuple(int(bound * SECOND) for bound in self.bounds)
 
 
 REQUESTS = Spec(
@@ -137,19 +141,6 @@ class Cells:
         """Every series and its first cell."""
         for (spec, labels), at in self._series.items():
             yield spec, labels, at
-
-
-@final
-class Histogram:
-    """A histogram's bounds in nanoseconds, so that observing one is an integer comparison or four."""
-
-    def __init__(self, spec: Spec) -> None:
-        self.bounds = tuple(int(bound * SECOND) for bound in spec.bounds)
-        self.sum = len(self.bounds) + 1
-
-    def observe(self, values: list[int], at: int, nanoseconds: int) -> None:
-        values[at + bisect_left(self.bounds, nanoseconds)] += 1
-        values[at + self.sum] += nanoseconds
 
 
 @final

@@ -130,6 +130,7 @@ class Answers:
 
     def __init__(self, settings: Responses, random: Callable[[], float], *, challenge: bytes = b"ApiKey") -> None:
         self._draft = settings.headers in ("draft-11", "both")
+        self._draft_alone = settings.headers == "draft-11"
         self._legacy = settings.headers in ("legacy", "both")
         self._detail = settings.detail
         self._link = f'<{settings.docs_url}>; rel="help"'.encode() if settings.docs_url else b""
@@ -138,18 +139,21 @@ class Answers:
         self._prepared: dict[tuple[Any, ...], Prepared] = {}
         self.silent = not (self._draft or self._legacy)
 
-    def limit_headers(self, policies: bytes, about: Closest, *, redirect: bool = False) -> list[Header]:
+    def limit_headers(self, policies: bytes, about: Closest, status: int) -> list[Header]:
         """The headers of a limited answer; ``policies`` is the value of ``RateLimit-Policy``."""
         entry, at, verdict = about
         left = verdict.left[at]
         wait = grows(entry, at, verdict)
+        item = entry.item % (left, wait) if wait else entry.full_item % left
+        # A redirect with nothing left would make clients wait before they follow it.
+        silent = not left and 300 <= status < 400
+        if self._draft_alone and not silent:
+            return [(b"ratelimit-policy", policies), (b"ratelimit", item)]
         headers: list[Header] = []
         if self._draft:
             headers.append((b"ratelimit-policy", policies))
-            # A redirect with nothing left would make clients wait before they follow it.
-            if left or not redirect:
-                value = f'"{entry.name}";r={left};t={wait}' if wait else f'"{entry.name}";r={left}'
-                headers.append((b"ratelimit", value.encode()))
+            if not silent:
+                headers.append((b"ratelimit", item))
         if self._legacy:
             headers += self._legacy_headers(entry.limit, left, verdict.wall // SECOND + wait)
         return headers

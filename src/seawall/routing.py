@@ -14,7 +14,7 @@ last is atomic (the leftmost match of what follows it is always as good as any o
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias, final
 
 from seawall.policy import Route
@@ -25,8 +25,8 @@ _PARAMETER = re.compile(r"\{[^{}/]+\}")
 
 _Methods: TypeAlias = frozenset[str] | None
 _Static: TypeAlias = dict[str, list[tuple[int, _Methods]]]
-_Dynamic: TypeAlias = tuple[int, _Methods, re.Pattern[str], bool]
-"""Position in the file, methods, pattern, and whether it wants the exact spelling."""
+_Dynamic: TypeAlias = tuple[int, _Methods, Callable[[str], object], bool]
+"""Position in the file, methods, match, and whether it wants the exact spelling."""
 
 
 def path_below_root(scope: Mapping[str, Any]) -> str:
@@ -105,8 +105,8 @@ class RouteTable:
                     table.setdefault(path, []).append((index, route.methods))
                 else:
                     head = normalize(path).split("/", 2)[1]
-                    pattern = compile_template(template, exact=route.exempt)
-                    dynamic.append((head, (index, route.methods, pattern, route.exempt)))
+                    matches = compile_template(template, exact=route.exempt).fullmatch
+                    dynamic.append((head, (index, route.methods, matches, route.exempt)))
         anywhere = [entry for head, entry in dynamic if _is_open(head)]
         self._anywhere = tuple(anywhere)
         self._by_head = {
@@ -122,19 +122,24 @@ class RouteTable:
             for index, methods in self._exact.get(path, ()):
                 if index < best and (methods is None or method in methods):
                     best = index
-        spelled = path
         entries = self._static.get(path)
+        spelled = path
         if entries is None:
-            spelled = normalize(path)
-            entries = self._static.get(spelled) or []
-        for index, methods in entries:
-            if index < best and (methods is None or method in methods):
-                best = index
+            # `normalize`, but for the calls that most paths do not need.
+            spelled = path.lower()
+            if "//" in spelled or spelled[-1:] in ("/", ""):
+                spelled = normalize(spelled)
+            if spelled != path:
+                entries = self._static.get(spelled)
+        if entries is not None:
+            for index, methods in entries:
+                if index < best and (methods is None or method in methods):
+                    best = index
         if self._dynamic:
-            head = spelled[1:].split("/", 1)[0]
-            for index, methods, pattern, exact in self._by_head.get(head, self._anywhere):
+            head = spelled.split("/", 2)[1] if spelled[0] == "/" else spelled
+            for index, methods, fullmatch, exact in self._by_head.get(head, self._anywhere):
                 if index >= best:
                     break
-                if (methods is None or method in methods) and pattern.fullmatch(path if exact else spelled):
+                if (methods is None or method in methods) and fullmatch(path if exact else spelled):
                     return index
         return best if best < self._count else -1

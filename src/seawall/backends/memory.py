@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from time import monotonic_ns, time_ns
-from typing import cast, final
+from typing import Any, cast, final
 
 from seawall.backends import LISTED, Charge, Key, Meter, Verdict
 from seawall.decision import Clock
@@ -136,7 +136,8 @@ class MemoryBackend:
         wall = self._wall()
         states: list[int] = []
         lefts: list[int] = []
-        for meter, key, cost in cast("Sequence[tuple[MemoryMeter, Key, int]]", charges):
+        own: Any = charges  # of meters of our own; a cast would cost 0.05 us
+        for meter, key, cost in own:
             shard = meter.shards[hash(key) % meter.size]
             state = shard.get(key)
             if state is None:
@@ -160,7 +161,7 @@ class MemoryBackend:
                     left = 0
                 lefts.append(left // meter.interval)
             else:
-                quota = cast(Quota, meter.quota)
+                quota = meter.quota
                 if not quota.start_ns <= wall < quota.end_ns:
                     quota.enter(wall)
                 base = quota.base
