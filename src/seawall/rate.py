@@ -26,6 +26,8 @@ SECOND = 1_000_000_000
 MAX_AMOUNT = 1_000_000_000_000
 COUNT_BITS = 48
 COUNT_MASK = (1 << COUNT_BITS) - 1
+SETBACK = 3_600 * SECOND
+"""How far a clock may step back over the start of a window and still be in it."""
 
 
 @final
@@ -165,8 +167,12 @@ class Quota:
         return (self.end_ns - self.start_ns) // SECOND
 
     def enter(self, wall: int) -> int:
-        """Make the window around ``wall`` (nanoseconds since the epoch) current; return its empty state."""
-        if not self.start_ns <= wall < self.end_ns:
+        """Make the window around ``wall`` (nanoseconds since the epoch) current; return its empty state.
+
+        A clock that is set back a little does not open the window before again: crossing midnight twice would grant
+        the new window's quota twice.
+        """
+        if not self.start_ns <= wall < self.end_ns and not 0 < self.start_ns - wall <= SETBACK:
             start, end = window(wall // SECOND, self.span, self._zone)
             self.start_ns, self.end_ns = start * SECOND, end * SECOND
             self.base = end << COUNT_BITS
@@ -198,7 +204,8 @@ class Quota:
     def refund(self, state: int, wall: int, cost: int, spent_at: int) -> int:
         """The count after ``cost`` came back, unless the window in which it was spent (``spent_at``) is over."""
         used = self.used(state, wall)
-        return self.base + (max(0, used - cost) if spent_at >= self.start_ns else used)
+        # The clock may be behind the window's start (see `enter`); what is given back at once was spent in it.
+        return self.base + (max(0, used - cost) if spent_at >= min(self.start_ns, wall) else used)
 
 
 def spend_quota(state: int, wall: int, quota: Quota, cost: int) -> tuple[int, int]:
