@@ -204,10 +204,10 @@ def one_limit() -> dict[str, Any]:
     }
 
 
-def seawall(app: ASGIApp, config: dict[str, Any]) -> ASGIApp:
-    """The whole stack around ``app``, with a metrics registry of its own."""
+def seawall(app: ASGIApp, config: dict[str, Any], **settings: Any) -> ASGIApp:
+    """The whole stack around ``app``, with a metrics registry of its own; ``settings`` go to `Seawall`."""
     from prometheus_client import CollectorRegistry
 
     from seawall import Seawall
 
-    return Seawall(app, config, registry=CollectorRegistry())  # type: ignore[no-any-return,unused-ignore]
+    return Seawall(app, config, registry=CollectorRegistry(), **settings)  # type: ignore[no-any-return,unused-ignore]

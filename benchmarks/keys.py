@@ -18,6 +18,7 @@ import tracemalloc
 import uuid
 from array import array
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -29,53 +30,79 @@ HOT = 64
 BATCH = 2_048
 """Calls in one timed slot: with so few, random keys of a large table are cold when they are met."""
 
-MINUTE_NS = 60 * 10**9
+REFILL_S = 1_000
+"""Seconds until a token is back: longer than any measurement here, so that no key is full again and forgotten."""
 
-
-def headroom(keys: int) -> int:
-    """A cap that ``keys`` do not reach."""
-    return max(100_000, keys + keys // 10)
+BURST = 10_000_000
+"""More than any caller here spends."""
 
 
 # The tables
 
 
-def backend_spend(keys: int) -> Callable[[str | bytes], object]:
-    """A function that spends one token of one caller on a new memory backend."""
-    from seawall.backends.memory import MemoryBackend
-    from seawall.rate import Rate
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Something that keeps keys: ``call`` makes one decision for a key, ``live`` says how many keys it keeps."""
 
-    backend = MemoryBackend(max_keys=headroom(keys))
-    # Slow enough that no key is full again, hence forgotten, before the measurement is over.
-    meter = backend.meter("rate", "anonymous", Rate(100_000, 100_000 * MINUTE_NS))
+    call: Callable[[str | bytes], object]
+    live: Callable[[], int]
+
+
+def memory_backend(keys: int) -> Any:
+    """A memory backend whose cap ``keys`` do not reach."""
+    from seawall.backends.memory import MemoryBackend
+
+    return MemoryBackend(max_keys=max(100_000, keys + keys // 10))
+
+
+def live_keys(backend: Any) -> int:
+    """How many keys ``backend`` tracks."""
+    return sum(store["keys"] for store in backend.statistics().values())
+
+
+def backend_table(keys: int) -> Table:
+    """The memory backend alone: one charge a call."""
+    from seawall.rate import SECOND, Rate
+
+    backend = memory_backend(keys)
+    meter = backend.meter("rate", "id", Rate(1, REFILL_S * SECOND, BURST))
     spend = backend.spend
 
     def call(key: str | bytes) -> object:
         return spend(((meter, key, 1),))
 
-    return call
+    return Table(call, lambda: live_keys(backend))
 
 
-def dict_spend(keys: int) -> Callable[[str | bytes], object]:
-    """The same in one plain dict: what a table costs that grows in one piece."""
-    table: dict[str | bytes, int] = {}
+def dict_table(keys: int) -> Table:
+    """One plain dict: what a table costs that grows in one piece."""
+    states: dict[str | bytes, int] = {}
 
     def call(key: str | bytes) -> object:
-        now = time.monotonic_ns()
-        table[key] = max(table.get(key, 0), now) + MINUTE_NS
+        states[key] = max(states.get(key, 0), time.monotonic_ns()) + REFILL_S * 10**9
         return None
 
-    return call
+    return Table(call, lambda: len(states))
 
 
-def stack(keys: int) -> apps.ASGIApp:
-    """Seawall with a rate and a quota for the tenant and a rate for the address, with room for ``keys``."""
-    config = apps.three_limits({"limit": "100_000/day", "burst": 100_000})
+TABLES: dict[str, Callable[[int], Table]] = {"backend": backend_table, "dict": dict_table}
+
+
+def stack(keys: int) -> tuple[apps.ASGIApp, Callable[[], int]]:
+    """Seawall with a rate and a quota of the tenant and a rate of the address, and how many keys it keeps."""
+    rate = {"limit": f"1/{REFILL_S}s", "burst": BURST}
+    config = apps.three_limits(rate)
     config["identity"] = {"tenant": [{"state": "tenant_id"}]}
-    config["routes"][0]["limits"]["per-ip"]["rate"] = {"limit": "100_000/day", "burst": 100_000}
-    config["backend"] = {"type": "memory", "max_keys": headroom(keys)}
+    config["routes"][0]["limits"]["per-ip"]["rate"] = rate
     del config["tenants"]
-    return apps.seawall(apps.bare, config)
+    backend = memory_backend(keys)
+    return apps.seawall(apps.bare, config, backend=backend), lambda: live_keys(backend)
+
+
+def check_live(name: str, live: int, keys: int) -> None:
+    """Refuse to report on keys that are not there."""
+    if not keys * 0.99 <= live <= keys + 100:
+        raise RuntimeError(f"{name} keeps {live} keys, not {keys}")
 
 
 def caller(number: int) -> dict[str, Any]:
@@ -103,16 +130,18 @@ def access(sizes: Sequence[int], rounds: int, seed: int, stacks: bool) -> dict[s
     slots: dict[str, Callable[[], float]] = {}
     with asyncio.Runner() as runner:
         for size in sizes:
-            call = backend_spend(size)
+            table = backend_table(size)
             for number in range(size):
-                call(f"tenant-{number}")
+                table.call(f"tenant-{number}")
+            check_live(f"backend {size}", table.live(), size)
             for pattern, choices in patterns(size, rng).items():
-                slots[f"backend {size} {pattern}"] = partial(time_calls, call, choices, rng)
+                slots[f"backend {size} {pattern}"] = partial(time_calls, table.call, choices, rng)
                 slots[f"calling {size} {pattern}"] = partial(time_calls, nothing, choices, rng)
         for size in sizes if stacks else ():
-            app = stack(size)
+            app, live = stack(size)
             callers = max(1, size // 3)
             runner.run(fill(app, callers))
+            check_live(f"stack {size}", live(), 3 * callers)
             for pattern, choices in patterns(callers, rng).items():
                 slots[f"stack {size} {pattern}"] = partial(requests_slot, runner, app, choices, rng)
                 slots[f"bare {size} {pattern}"] = partial(requests_slot, runner, apps.bare, choices, rng)
@@ -201,11 +230,13 @@ async def grow(table: str, keys: int) -> dict[str, dict[str, float]]:
     """The body of `growth`. All calls are awaited, so that the two kinds of table cost the loop the same."""
     make: Callable[[int], Any]
     if table == "stack":
-        make, count = caller, max(1, keys // 3)
-        call, idle = request_of(stack(keys)), request_of(apps.bare)
+        app, live = stack(keys)
+        make, count, each = caller, max(1, keys // 3), 3
+        call, idle = request_of(app), request_of(apps.bare)
     else:
-        make, count = tenant_key, keys
-        call, idle = awaited({"backend": backend_spend, "dict": dict_spend}[table](keys)), awaited(nothing)
+        grown = TABLES[table](keys)
+        make, count, each, live = tenant_key, keys, 1, grown.live
+        call, idle = awaited(grown.call), awaited(nothing)
     series = {name: array("q", bytes(8 * count)) for name in ("wall", "cpu", "idle wall", "idle cpu")}
     wall, cpu, idle_wall, idle_cpu = series.values()
     clock, own = time.perf_counter_ns, time.thread_time_ns
@@ -221,6 +252,7 @@ async def grow(table: str, keys: int) -> dict[str, dict[str, float]]:
         await idle(key)
         after, cpu_after = clock(), own()
         idle_wall[number], idle_cpu[number] = after - before, cpu_after - cpu_before
+    check_live(table, live(), each * count)
     return {name: tail(values) for name, values in series.items()}
 
 
@@ -268,7 +300,7 @@ KINDS: dict[str, Callable[[int], str | bytes]] = {"tenant id": tenant_key, "UUID
 
 def memory(table: str, kind: str, keys: int, trace: bool) -> float:
     """Bytes per live key: growth of the resident set, or what tracemalloc saw allocated."""
-    add = adder(table, kind, keys)
+    add, live = adder(table, kind, keys)
     for number in range(100):
         add(number)
     gc.collect()
@@ -279,13 +311,14 @@ def memory(table: str, kind: str, keys: int, trace: bool) -> float:
         add(number)
     gc.collect()
     after = tracemalloc.get_traced_memory()[0] if trace else resident()
+    check_live(table, live(), keys + 100)
     return (after - before) / keys
 
 
-def adder(table: str, kind: str, keys: int) -> Callable[[int], object]:
-    """A function that makes the n-th key known. For the stack a key is one of three of a caller."""
+def adder(table: str, kind: str, keys: int) -> tuple[Callable[[int], object], Callable[[], int]]:
+    """What makes the n-th key known, and what counts them. For the stack a key is one of three of a caller."""
     if table == "stack":
-        app = stack(keys)
+        app, live = stack(keys)
 
         def request(number: int) -> None:
             if number % 3:
@@ -296,10 +329,9 @@ def adder(table: str, kind: str, keys: int) -> Callable[[int], object]:
                 return
             raise RuntimeError("the middleware waits for something, in memory")
 
-        return request
-    spend = {"backend": backend_spend, "dict": dict_spend}[table](keys)
-    key = KINDS[kind]
-    return lambda number: spend(key(number))
+        return request, live
+    made, key = TABLES[table](keys), KINDS[kind]
+    return lambda number: made.call(key(number)), made.live
 
 
 def resident() -> int:

@@ -37,9 +37,13 @@ class Effort:
     """How much is measured."""
 
     rounds: int
-    """Of direct calls and of access to tables; of the server a quarter as many."""
+    """Of direct calls and of access to tables."""
     slot: float
     """Seconds per slot of direct calls."""
+    servers: int
+    """How often all servers are started."""
+    server_rounds: int
+    """Each time."""
     server_slot: float
     sizes: tuple[int, ...]
     """Live keys."""
@@ -50,13 +54,9 @@ class Effort:
     growths: int
     """How often a table grows, with and without the garbage collector."""
 
-    @property
-    def server_rounds(self) -> int:
-        return max(2, self.rounds // 4)
 
-
-FULL = Effort(40, 0.01, 1.5, (1, 1_000, 100_000, 1_000_000), 1_000_000, (1, 1_000, 10_000, 100_000), 2.0, 3)
-QUICK = Effort(8, 0.004, 0.3, (1, 1_000, 100_000), 30_000, (1, 1_000), 0.2, 1)
+FULL = Effort(40, 0.01, 4, 6, 0.6, (1, 1_000, 100_000, 1_000_000), 1_000_000, (1, 1_000, 10_000, 100_000), 2.0, 3)
+QUICK = Effort(8, 0.004, 1, 4, 0.2, (1, 1_000, 100_000), 30_000, (1, 1_000), 0.2, 3)
 
 
 @dataclass(slots=True)
@@ -123,7 +123,11 @@ def run_refusals(effort: Effort, seed: int) -> Part:
 def run_server(effort: Effort, seed: int) -> Part:
     """Part 4: processor time per request of a real server."""
     samples, failures = server.measure(
-        rounds=effort.server_rounds, seconds=effort.server_slot, connections=16, seed=seed
+        generations=effort.servers,
+        rounds=effort.server_rounds,
+        seconds=effort.server_slot,
+        connections=16,
+        seed=seed,
     )
     lines: list[list[str]] = []
     data: dict[str, Any] = {}
@@ -133,9 +137,9 @@ def run_server(effort: Effort, seed: int) -> Part:
             lines.append([served.name, failures[served.name]])
             data[served.name] = {"failure": failures[served.name]}
             continue
-        cpu, rate = samples[served.name]["cpu"], Summary.of(samples[served.name]["rate"])
+        cpu, rate = samples[served.name].cpu, Summary.of(samples[served.name].rate)
         base = samples.get(served.base or "")
-        added = Summary.of(harness.differences(cpu, base["cpu"])) if base else None
+        added = Summary.of(harness.differences(cpu, base.cpu)) if base else None
         total = Summary.of(cpu)
         data[served.name] = {"base": served.base, "cpu_us": total, "requests_per_second": rate, "added_us": added}
         lines.append(

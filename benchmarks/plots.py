@@ -69,8 +69,8 @@ def colour(name: str) -> str:
     return FLOOR if name.startswith(("floor", "pure ASGI")) else PEER
 
 
-def bars(axes: Axes, names: Sequence[str], summaries: Sequence[dict[str, float]]) -> None:
-    """Horizontal bars of medians on a logarithmic axis, lowest on top, with the 10th to 90th percentile as whiskers."""
+def bars(axes: Axes, names: Sequence[str], summaries: Sequence[dict[str, float]], *, log: bool) -> None:
+    """Horizontal bars of medians, lowest on top, with the 10th to 90th percentile as whiskers."""
     order = sorted(range(len(names)), key=lambda index: -summaries[index]["median"])
     values = [summaries[index]["median"] for index in order]
     whiskers = [
@@ -86,12 +86,21 @@ def bars(axes: Axes, names: Sequence[str], summaries: Sequence[dict[str, float]]
         height=0.72,
     )
     axes.set_yticks(range(len(order)), [names[index] for index in order])
-    axes.set_xscale("log")
-    axes.set_xlim(right=max(high for high in (summaries[index]["p90"] for index in order)) * 1.9)
+    longest = max(summary["p90"] for summary in summaries)
+    if log:
+        axes.set_xscale("log")
+        axes.set_xlim(right=longest * 1.9)
+    else:
+        axes.set_xlim(0, longest * 1.12)
     for row, index in enumerate(order):
         value = summaries[index]["median"]
         axes.text(
-            max(value, summaries[index]["p90"]) * 1.06, row, f"{value:,.1f}", va="center", fontsize=8, color="#333333"
+            max(value, summaries[index]["p90"]) * (1.06 if log else 1) + (0 if log else longest * 0.012),
+            row,
+            f"{value:,.1f}",
+            va="center",
+            fontsize=8,
+            color="#333333",
         )
     axes.xaxis.grid(True, color=FAINT, linewidth=0.8)
     axes.set_axisbelow(True)
@@ -102,7 +111,7 @@ def bars(axes: Axes, names: Sequence[str], summaries: Sequence[dict[str, float]]
 def direct_panel(axes: Axes, rows: list[dict[str, Any]]) -> None:
     """What each subject adds to a direct call."""
     shown = [row for row in rows if row["added"] and row["added"]["median"] > 0]
-    bars(axes, [row["name"] for row in shown], [row["added"] for row in shown])
+    bars(axes, [row["name"] for row in shown], [row["added"] for row in shown], log=True)
     axes.set_title("Added to a request, direct call (lower is better)")
     axes.set_xlabel("microseconds over the same application without it, median and p10 to p90, log scale")
 
@@ -110,9 +119,9 @@ def direct_panel(axes: Axes, rows: list[dict[str, Any]]) -> None:
 def server_panel(axes: Axes, rows: dict[str, Any]) -> None:
     """Processor time of a server per request, everything included."""
     shown = {name: row["cpu_us"] for name, row in rows.items() if "cpu_us" in row}
-    bars(axes, list(shown), list(shown.values()))
+    bars(axes, list(shown), list(shown.values()), log=False)
     axes.set_title("uvicorn, one worker: processor time per request, everything included")
-    axes.set_xlabel("microseconds of server CPU per request, median and p10 to p90, log scale")
+    axes.set_xlabel("microseconds of server CPU per request, median and p10 to p90")
 
 
 def keys_panel(axes: Axes, access: dict[str, Any]) -> None:

@@ -13,15 +13,16 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks import apps, harness, peers
 
 SERVER_CORE, LOAD_CORE = 0, 1
 START_TIMEOUT = 30.0
+WARM_UP = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,36 +79,57 @@ def _read(path: str) -> str:
         return file.read()
 
 
+@dataclass(slots=True)
+class Samples:
+    """Round by round, of one application: processor microseconds per request, and requests per second."""
+
+    cpu: list[float] = field(default_factory=list)
+    rate: list[float] = field(default_factory=list)
+
+
 def measure(
-    *, rounds: int, seconds: float, connections: int, seed: int, only: Sequence[str] = ()
-) -> tuple[dict[str, dict[str, list[float]]], dict[str, str]]:
-    """Per application the samples of ``cpu`` (microseconds a request) and ``rate`` (requests/s), and what failed."""
-    samples: dict[str, dict[str, list[float]]] = {}
+    *, generations: int, rounds: int, seconds: float, connections: int, seed: int
+) -> tuple[dict[str, Samples], dict[str, str]]:
+    """The samples of each application, and of each that does not serve the reason.
+
+    Each of ``generations`` starts all servers anew: where a process's memory happens to lie makes it some per cent
+    faster or slower for all its life, which no number of rounds averages out.
+    """
+    shuffler = random.Random(seed)
+    samples: dict[str, Samples] = {}
     failures: dict[str, str] = {}
-    with ExitStack() as stack:
-        load = stack.enter_context(loader())
-        running: dict[str, Running] = {}
-        for served in SERVED:
-            if only and served.name not in only:
-                continue
-            try:
-                running[served.name] = stack.enter_context(serve(served.name))
-                slot(load, running[served.name], served.status, connections, min(0.3, seconds))
-            except Exception as error:
-                running.pop(served.name, None)
-                failures[served.name] = f"failed: {error}"
-            harness.say(f"  {served.name}: {failures.get(served.name, 'serves')}")
-        order = [served for served in SERVED if served.name in running]
-        shuffler = random.Random(seed)
-        for number in range(rounds):
-            harness.say(f"  round {number + 1}/{rounds}")
-            shuffler.shuffle(order)
-            for served in order:
-                cpu, rate = slot(load, running[served.name], served.status, connections, seconds)
-                taken = samples.setdefault(served.name, {"cpu": [], "rate": []})
-                taken["cpu"].append(cpu)
-                taken["rate"].append(rate)
-    return samples, failures
+    for generation in range(generations):
+        with ExitStack() as stack:
+            load = stack.enter_context(loader())
+            running = start_all(stack, load, connections, failures)
+            order = [served for served in SERVED if served.name in running]
+            for number in range(rounds):
+                harness.say(f"  servers {generation + 1}/{generations}, round {number + 1}/{rounds}")
+                shuffler.shuffle(order)
+                for served in order:
+                    cpu, rate = slot(load, running[served.name], served.status, connections, seconds)
+                    taken = samples.setdefault(served.name, Samples())
+                    taken.cpu.append(cpu)
+                    taken.rate.append(rate)
+    return {name: taken for name, taken in samples.items() if name not in failures}, failures
+
+
+def start_all(
+    stack: ExitStack, load: subprocess.Popen[str], connections: int, failures: dict[str, str]
+) -> dict[str, Running]:
+    """Start and warm every server that has not failed yet, for as long as ``stack`` is open."""
+    running: dict[str, Running] = {}
+    for served in SERVED:
+        if served.name in failures:
+            continue
+        try:
+            server = stack.enter_context(serve(served.name))
+            slot(load, server, served.status, connections, WARM_UP)
+            running[served.name] = server
+        except Exception as error:
+            failures[served.name] = f"failed: {error}"
+            harness.say(f"  {served.name} {failures[served.name]}")
+    return running
 
 
 def slot(
