@@ -9,6 +9,7 @@ A refusal is a value. `Admission.settle` never awaits and never raises, and it m
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -23,6 +24,7 @@ DEFAULT_ROUTE = Route(name="default", paths=())
 """The rule of everything that matches none: the caller's plan, and no exemption."""
 
 MAX_ID = 128
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @final
@@ -356,9 +358,12 @@ def _whose(per: Per, profile: Profile) -> tuple[str, Whose]:
 
 
 def bounded_id(value: object) -> str:
-    """A caller's id as text of at most 128 characters: longer ones by their hash, so that a key stays small."""
+    """A caller's id as text of at most 128 characters.
+
+    Longer ones by their hash, so that a key stays small, and so are those that no output could encode.
+    """
     text = value if isinstance(value, str) else str(value)
-    if len(text) > MAX_ID:
+    if len(text) > MAX_ID or (not text.isascii() and _SURROGATE.search(text)):
         return "blake2b:" + blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
     return text
 

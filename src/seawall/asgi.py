@@ -17,6 +17,7 @@ import random as random_module
 import sys
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextvars import Token
 from os import PathLike
 from time import monotonic_ns, time_ns
 from typing import TYPE_CHECKING, Any, TypeAlias, final
@@ -33,8 +34,8 @@ from seawall.backends.memory import MemoryBackend
 from seawall.config import ConfigError, load, load_mapping, simple
 from seawall.config.diagnostics import Diagnostic
 from seawall.decision import Clock, Mode, Outcome, Refusal
-from seawall.exchange import SCOPE_KEY, ASGIApp, Exchange, Message, Receive, Scope, Send, current_exchange
-from seawall.gate import Gate, Identify, Lane
+from seawall.exchange import SCOPE_KEY, ASGIApp, Exchange, Passed, Receive, Scope, Send, Shell, current_exchange
+from seawall.gate import Gate, Identify
 from seawall.identity import FORWARDING_HEADERS, NetworkSet, tenant_id
 from seawall.metrics import (
     ALLOWED,
@@ -47,6 +48,7 @@ from seawall.metrics import (
     EXEMPT,
     REJECTIONS,
     REQUEST_DURATION,
+    SHADOW_REJECTIONS,
     TRACKED_KEYS,
     Publication,
     Reading,
@@ -54,6 +56,7 @@ from seawall.metrics import (
 )
 from seawall.notation import NotationError, parse_quota, parse_rates
 from seawall.policy import Per, Plan, Policy, Route, RouteLimit
+from seawall.rate import Quota, Rate
 from seawall.responses import Header, Prepared, fill, grpc_headers, wants_html
 from seawall.routing import has_control_character, path_below_root
 from seawall.stages import CALLER, TenantConcurrency
@@ -122,8 +125,8 @@ class Middleware:
         absorbed = [inner.parts for inner in self._inner if _same(inner.policy, policy)]
         self._enforced = self.parts.union(*absorbed)
         self.gate = self._build_gate()
-        self._decision_seconds = self._cells.index(DECISION_DURATION, self.gate.backend.name)
         self._looks = _FORWARDING_LOOKS if self.gate.clients.trusts_nobody else 0
+        self._decision_seconds = self._cells.index(DECISION_DURATION, self.gate.backend.name)
         self._publication.sources.add(self)
         _live.add(self)
         self._warn_at_start()
@@ -152,46 +155,50 @@ class Middleware:
             return await self.app(scope, receive, send)
         started = self._clock()
         method = scope["method"] if kind == "http" else "GET"
+        if type(scope["headers"]) is not list:
+            scope["headers"] = list(scope["headers"])  # any iterable is allowed, and it is read more than once
         if method == "OPTIONS" and _is_preflight(scope["headers"]):
             return await self.app(scope, receive, send)
         gate = self.gate
-        outer: Exchange | None = scope.get(SCOPE_KEY)
-        if outer is not None and self._is_covered_by(outer.gate):
+        seen: Exchange | Passed | None = scope.get(SCOPE_KEY)
+        if seen is not None and self._is_covered_by(seen.shell):
             return await self.app(scope, receive, send)
         path = path_below_root(scope) if scope.get("root_path") else scope["path"]
         if path == self._metrics_path and method in _READS and kind == "http":
-            return await self._serve_metrics(scope, receive, send)
+            return await self._serve_metrics(seen, scope, receive, send)
         if not path.isprintable() and has_control_character(path):
-            return await self._turn_away(_CONTROL_CHARACTER, outer, scope, receive, send)
+            return await self._turn_away(_CONTROL_CHARACTER, Mode.ENFORCE, seen, scope, receive, send)
         position = gate.routes.match(path, method)
         if gate.passes[position]:
-            return await self._pass(None, outer, scope, receive, send)
+            return await self._pass(None, seen, scope, receive, send)
         address = None
         if gate.guarded:
             client = gate.clients.resolve(scope)
             if client in gate.denies:
-                return await self._turn_away(_DENIED, outer, scope, receive, send)
+                return await self._turn_away(_DENIED, gate.modes[position], seen, scope, receive, send)
             if client in gate.exempts:
-                return await self._pass(None, outer, scope, receive, send)
+                return await self._pass(None, seen, scope, receive, send)
             address = gate.clients.bucket(client)
         if self._looks:
             self._look_for_proxies(scope)
         if self.identify is None:
             tenant = gate.tenants.find(scope)
-        elif outer is not None and outer.shell.identify is self.identify:
-            tenant = outer.tenant
+        elif seen is not None and seen.shell.identify == self.identify:
+            tenant = seen.tenant
         else:
-            tenant = await self._identified(scope)
+            tenant = await self._identified(seen, scope)
         found = gate.lane(scope, position, tenant, address)
         if found is None:
-            return await self._turn_away(_UNIDENTIFIED, outer, scope, receive, send)
+            return await self._turn_away(_UNIDENTIFIED, gate.modes[position], seen, scope, receive, send)
         lane, principal, address = found
         if lane.terms.mode is Mode.OFF:
-            return await self._pass(tenant, outer, scope, receive, send)
+            return await self._pass(tenant, seen, scope, receive, send)
 
         exchange = Exchange(self, lane, tenant, principal, address, scope, receive, send)
-        if outer is not None:
-            return await self._serve_inside(outer, exchange, scope, receive, send)
+        if seen is not None:
+            if type(seen) is Exchange:
+                return await self._serve_inside(seen, exchange, scope, receive, send)
+            exchange.counted = True
         values = gate.cells.values
         entered: int | None = None
         ended = CANCELLED
@@ -215,9 +222,8 @@ class Middleware:
             await self.app(scope, receive, exchange.answer)
             ended = ALLOWED
         except LimitExceeded:
-            if exchange.withheld is None or exchange.answered:
+            if not await exchange.refuse_late():
                 raise
-            await exchange.refuse(exchange.withheld)
         except Exception:
             ended = ALLOWED  # the server will answer 500
             raise
@@ -228,10 +234,9 @@ class Middleware:
                     took = self._clock() - entered
                     values[lane.seconds + bisect_left(_REQUEST_BOUNDS, took)] += 1
                     values[lane.seconds + len(_REQUEST_BOUNDS) + 1] += took
-            if not exchange.answered:
-                self.count(lane, tenant, ended)
+            exchange.count(ended)
             exchange.settle(Outcome.SUCCESS, refund=exchange.refused)
-            current_exchange.reset(token)
+            _leave(token)
 
     async def _serve_inside(self, outer: Exchange, inner: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve what another shell has let in: this one's limits join its headers, and its refusal undoes both."""
@@ -252,35 +257,43 @@ class Middleware:
         finally:
             inner.settle(Outcome.SUCCESS, refund=outer.refused)
 
-    def count(self, lane: Lane, tenant: str | None, outcome: int) -> None:
-        """Count a request as it is answered."""
-        self._cells.values[lane.requests[outcome]] += 1
-        if self.gate.labels is not None and tenant is not None:
-            self._cells.values[self.gate.labels.cell(tenant, outcome)] += 1
-
     async def _pass(
-        self, tenant: str | None, outer: Exchange | None, scope: Scope, receive: Receive, send: Send
+        self, tenant: str | None, seen: Exchange | Passed | None, scope: Scope, receive: Receive, send: Send
     ) -> None:
         """Serve what is exempt: counted, and otherwise untouched."""
-        if outer is None:
-            self._count_nobody(tenant, EXEMPT)
+        self._count_nobody(EXEMPT, seen, scope, tenant)
         await self.app(scope, receive, send)
 
-    def _count_nobody(self, tenant: str | None, outcome: int) -> None:
+    def _count_nobody(
+        self, outcome: int, seen: Exchange | Passed | None, scope: Scope, tenant: str | None = None
+    ) -> None:
+        """Count a request without a lane, unless a shell further out counts it; shells further in will not."""
+        if seen is not None:
+            return
+        scope[SCOPE_KEY] = Passed(self, tenant)
         values = self._cells.values
         values[self.gate.nobody[outcome]] += 1
         if self.gate.labels is not None and tenant is not None:
             values[self.gate.labels.cell(tenant, outcome)] += 1
 
     async def _turn_away(
-        self, denied: Denied, outer: Exchange | None, scope: Scope, receive: Receive, send: Send
+        self,
+        denied: Denied,
+        mode: Mode,
+        seen: Exchange | Passed | None,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
     ) -> None:
-        """Refuse somebody who has no lane: 400, 401 or 403."""
-        values = self._cells.values
-        values[self._cells.index(REJECTIONS, denied.reason, "", "", "none")] += 1
-        if outer is not None:
-            return await outer.refuse(denied)
-        self._count_nobody(None, DENIED)
+        """Refuse somebody who has no lane (400, 401 or 403), or in shadow mode say that one would have."""
+        spec = REJECTIONS if mode is Mode.ENFORCE else SHADOW_REJECTIONS
+        self._cells.values[self._cells.index(spec, denied.reason, "", "", "none")] += 1
+        if mode is Mode.SHADOW:
+            self._count_nobody(ALLOWED, seen, scope)
+            return await self.app(scope, receive, send)
+        if type(seen) is Exchange:
+            return await seen.refuse(denied)
+        self._count_nobody(DENIED, seen, scope)
         await self.deliver(self.gate.answers.prepare(denied), None, [], scope, receive, send)
 
     async def deliver(
@@ -330,7 +343,7 @@ class Middleware:
             _once("on_reject", "on_reject= failed; refusals are answered as usual", exc_info=True)
             return None
 
-    async def _identified(self, scope: Scope) -> str | None:
+    async def _identified(self, seen: Exchange | Passed | None, scope: Scope) -> str | None:
         """What ``identify`` says. Nobody, if it fails: a bug there must neither open the gate nor close it to all."""
         if self.identify is None:
             return None
@@ -340,17 +353,18 @@ class Middleware:
         except Exception:
             _once("identify", "identify= failed; its callers are anonymous", exc_info=True)
             return None
+        except BaseException:
+            self._count_nobody(CANCELLED, seen, scope)
+            raise
 
-    async def _serve_metrics(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _serve_metrics(self, seen: Exchange | Passed | None, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a scrape, if this peer may scrape: 404 like any path that does not exist, if not."""
-        self._count_nobody(None, EXEMPT)
-        if not self._may_scrape(scope):
-            headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"9")]
-            await send({"type": "http.response.start", "status": 404, "headers": headers})
-            return await send({"type": "http.response.body", "body": b"Not Found" * (scope["method"] != "HEAD")})
-        if scope["method"] == "HEAD":
-            send = _without_body(send)
-        await self._metrics_app(scope, receive, send)
+        self._count_nobody(EXEMPT, seen, scope)
+        if self._may_scrape(scope):
+            return await self._metrics_app(scope, receive, send)
+        headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"9")]
+        await send({"type": "http.response.start", "status": 404, "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else b"Not Found"})
 
     def _may_scrape(self, scope: Scope) -> bool:
         """Whether the direct peer is allowed, and whoever it forwards for.
@@ -369,9 +383,16 @@ class Middleware:
             return True
         return clients.trusts(peer) and clients.resolve(scope) in allowed
 
-    def _is_covered_by(self, outer: Gate) -> bool:
+    def _is_covered_by(self, outer: Shell) -> bool:
         """Whether a shell further out already enforces everything that this one would."""
-        return self.parts <= outer.parts and _same(self.policy, outer.policy)
+        if not (self.parts <= outer.gate.parts and _same(self.policy, outer.gate.policy)):
+            return False
+        if self.parts & outer.parts:
+            self._say_twice()
+        return True
+
+    def _say_twice(self) -> None:
+        _once("twice", f"{type(self).__name__} is installed twice with one policy; the inner one does nothing")
 
     def _look_for_proxies(self, scope: Scope) -> None:
         """Say once that a proxy is in front and not configured: all its clients would share one bucket.
@@ -394,7 +415,7 @@ class Middleware:
         for text in self.policy.warnings:
             _once(text, text)
         if any(other.parts & self.parts and _same(other.policy, self.policy) for other in self._inner):
-            _once("twice", f"{type(self).__name__} is installed twice with one policy; the inner one does nothing")
+            self._say_twice()
         if _has_cors_inside(self.app):
             _once(
                 "cors",
@@ -427,8 +448,12 @@ class Middleware:
             self.gate.labels.grant()
 
     def reset(self) -> None:
-        """Forget every caller's usage (tests)."""
+        """Forget every caller's usage, and all counts (tests). A backend that was given forgets if it can."""
+        if isinstance(self._given_backend, MemoryBackend):
+            self._given_backend.clear()
         self.gate = self._build_gate()
+        self._looks = _FORWARDING_LOOKS if self.gate.clients.trusts_nobody else 0
+        self._cells.clear()
 
 
 class LimitExceeded(HTTPException):
@@ -506,7 +531,7 @@ class RateLimitMiddleware(Middleware):
         registry: CollectorRegistry | None = None,
         clock: Clock | None = None,
     ) -> None:
-        build = None if limit is None else (lambda: _single(Plan("default", rates=parse_rates(limit)), per))
+        build = None if limit is None else (lambda: _single("rate", per, rates=parse_rates(limit)))
         super().__init__(
             app,
             _policy(config, "limit", build),
@@ -542,7 +567,7 @@ class QuotaMiddleware(Middleware):
         registry: CollectorRegistry | None = None,
         clock: Clock | None = None,
     ) -> None:
-        build = None if limit is None else (lambda: _single(Plan("default", quota=parse_quota(limit, zone)), per))
+        build = None if limit is None else (lambda: _single("quota", per, quota=parse_quota(limit, zone)))
         super().__init__(
             app,
             _policy(config, "limit", build),
@@ -572,14 +597,9 @@ def _policy(config: Config | None, shortcut: str, build: Callable[[], Policy] | 
     raise misuse(f"config= is a path, a mapping or a Policy, not {type(config).__name__}")
 
 
-def _single(plan: Plan, per: str | Sequence[str]) -> Policy:
-    """The policy of one limit without a file."""
-    kinds = parse_per(per)
-    if kinds == ("client_ip",):
-        return Policy(plans={"default": plan}, default_plan="default", anonymous_plan="default")
-    # Somebody else's than the caller's: a limit of the one rule that everything matches.
-    name = "rate" if plan.rates else "quota"
-    route = Route("everything", ("/**",), limits=(RouteLimit(name, kinds, plan.rates, plan.quota),))
+def _single(name: str, per: str | Sequence[str], rates: tuple[Rate, ...] = (), quota: Quota | None = None) -> Policy:
+    """The policy of one limit without a file: of one rule that everything matches, in a plan that limits nothing."""
+    route = Route("everything", ("/**",), limits=(RouteLimit(name, parse_per(per), rates, quota),))
     return Policy(plans={"default": Plan("default")}, default_plan="default", anonymous_plan="default", routes=(route,))
 
 
@@ -597,21 +617,22 @@ def misuse(message: str) -> ConfigError:
 
 
 def _same(one: Policy, other: Policy) -> bool:
-    """Whether two policies are one, loaded twice."""
-    return one is other or (one.digest == other.digest and one == other)
+    """Whether two policies are one, loaded twice. Asked on the request path, so by their digests."""
+    return one is other or (one.digest == other.digest != "")
+
+
+def _leave(token: Token[Exchange | None]) -> None:
+    """Take the exchange out of the context, if this still is the context: a coroutine may be closed in another."""
+    try:
+        current_exchange.reset(token)
+    except ValueError:
+        return
 
 
 def _is_preflight(headers: Iterable[tuple[bytes, bytes]]) -> bool:
     """Whether an OPTIONS request is a browser asking for permission."""
     names = {name for name, _ in headers}
     return b"origin" in names and b"access-control-request-method" in names
-
-
-def _without_body(send: Send) -> Send:
-    async def send_head(message: Message) -> None:
-        await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
-
-    return send_head
 
 
 def _chain(app: object) -> Iterable[object]:

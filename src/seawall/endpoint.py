@@ -7,8 +7,9 @@ import functools
 import inspect
 import re
 import sys
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeVar, cast, final, overload
+from typing import Any, TypeVar, final, overload
 from weakref import WeakKeyDictionary
 
 from starlette.concurrency import run_in_threadpool
@@ -21,11 +22,13 @@ from seawall.decision import NEVER, Decision, Mode
 from seawall.exchange import SCOPE_KEY, Exchange, current_exchange
 from seawall.gate import Checks, Lane
 from seawall.notation import NotationError, parse_rates
-from seawall.policy import RouteLimit
+from seawall.policy import RouteLimit, is_reserved
 from seawall.rate import SECOND, Rate
 from seawall.stages import refused_spend
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+_made: Counter[str] = Counter()
 
 MAX_COST = 1_000_000_000
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
@@ -33,7 +36,8 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
 def _exchange(connection: HTTPConnection) -> Exchange | None:
     """The exchange of a request; ``None`` where its path or its caller is exempt."""
-    return cast("Exchange | None", connection.scope.get(SCOPE_KEY))
+    found = connection.scope.get(SCOPE_KEY)
+    return found if isinstance(found, Exchange) else None
 
 
 def _is_whole(value: object) -> bool:
@@ -132,8 +136,12 @@ def limit(rate: RateLike, *, per: str | Sequence[str] = "client_ip", cost: int =
         caller = sys._getframe(1)
         module = re.sub(r"[^a-z0-9]+", "-", str(caller.f_globals.get("__name__", "limit")).lower()).strip("-")
         name = f"{module[-50:].strip('-') or 'limit'}-{caller.f_lineno}"
-    elif _NAME.fullmatch(name) is None:
-        raise misuse(f"limit(): name matches [a-z0-9][a-z0-9_-]{{0,63}}, unlike {name!r}")
+        # One line may make several: a loop, a function that makes limits.
+        _made[name] += 1
+        if _made[name] > 1:
+            name = f"{name}-{_made[name]}"
+    elif _NAME.fullmatch(name) is None or is_reserved(name):
+        raise misuse(f"limit(): name matches [a-z0-9][a-z0-9_-]{{0,63}} and is not reserved, unlike {name!r}")
     return Limit(rates, parse_per(per), cost, name)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from contextvars import ContextVar
 from typing import Any, Protocol, TypeAlias, final
 
@@ -35,8 +35,7 @@ class Shell(Protocol):
 
     gate: Gate
     identify: Identify | None
-
-    def count(self, lane: Lane, tenant: str | None, outcome: int) -> None: ...
+    parts: frozenset[str]
 
     async def deliver(
         self, prepared: Prepared, after: int | None, limits: list[Header], scope: Scope, receive: Receive, send: Send
@@ -44,13 +43,24 @@ class Shell(Protocol):
 
 
 @final
+class Passed:
+    """A request that a shell has let pass without a lane: exempt, and counted."""
+
+    __slots__ = ("shell", "tenant")
+
+    def __init__(self, shell: Shell, tenant: str | None) -> None:
+        self.shell = shell
+        self.tenant = tenant
+
+
+@final
 class Exchange(Ticket):
     """A ticket, its lane, and where its answer stands.
 
     ``closest`` is what the RateLimit header is about, ``extra`` what limits outside its terms have spent, ``owed`` a
-    cost that `seawall.charge` has noted and that is not spent yet, ``surplus`` what was spent of such. ``withheld`` is
-    a refusal that a limit inside the application has decided on: whatever the application then begins to answer, the
-    refusal is sent instead. ``inside`` are the exchanges of shells further in.
+    cost that `seawall.charge` has noted and that is not spent yet, ``returnable`` what can be given back of each entry
+    once such were. ``withheld`` is a refusal that a limit inside the application has decided on: whatever the
+    application then begins to answer, the refusal is sent instead. ``inside`` are the exchanges of shells further in.
     """
 
     __slots__ = (
@@ -58,14 +68,15 @@ class Exchange(Ticket):
         "_send",
         "answered",
         "closest",
+        "counted",
         "extra",
         "gate",
         "inside",
         "lane",
         "owed",
         "refused",
+        "returnable",
         "shell",
-        "surplus",
         "withheld",
     )
 
@@ -104,7 +115,8 @@ class Exchange(Ticket):
         self.inside: tuple[Exchange, ...] = ()
         self.withheld: Denied | None = None
         self.owed = 0
-        self.surplus = 0
+        self.returnable: list[int] | None = None
+        self.counted = False
 
     def __repr__(self) -> str:
         who = f"tenant {self.tenant!r}" if self.tenant is not None else "an anonymous caller"
@@ -113,7 +125,9 @@ class Exchange(Ticket):
     def note_decision(self) -> None:
         """Count what each policy decided."""
         if self.verdict is not None:
-            self.closest = self.lane.checks.count(self.verdict, self.gate.cells.values)
+            nearest = self.lane.checks.count(self.verdict, self.gate.cells.values)
+            if self.lane.enforced:
+                self.closest = nearest
 
     def add(self, entries: Sequence[Entry], verdict: Verdict) -> None:
         """Let the headers speak of limits from elsewhere as well."""
@@ -135,9 +149,8 @@ class Exchange(Ticket):
         if self.withheld is not None:
             return self.refuse(self.withheld)
         self.answered = True
-        lane = self.lane
-        self.shell.count(lane, self.tenant, ALLOWED)
-        if lane.enforced and kind in _WITH_HEADERS:
+        self.count(ALLOWED)
+        if kind in _WITH_HEADERS and (self.lane.enforced or self.extra):
             headers = self.limit_headers(message.get("status", 200))
             if headers:
                 # A copy: the application may send the same message, or hold the same list, again.
@@ -149,21 +162,46 @@ class Exchange(Ticket):
         self.refused = True
         self.answered = True
         limited = denied.status == CALLER
-        self.shell.count(self.lane, self.tenant, LIMITED if limited else DENIED)
+        self.count(LIMITED if limited else DENIED)
         answers = self.gate.answers
         limits = self.refusal_headers(denied) if limited else []
         after = answers.delay(denied)
         await self.shell.deliver(answers.prepare(denied), after, limits, self.scope, self._receive, self._send)
 
+    async def refuse_late(self) -> bool:
+        """Send the refusal that the application let through as an exception; false if it is none, or too late."""
+        if self.withheld is None:
+            return False
+        if not self.answered:
+            await self.refuse(self.withheld)
+            return True
+        if self.scope["type"] == "websocket":
+            # The connection stands, so all that is left is to end it: 1013, try again later.
+            await self._send({"type": "websocket.close", "code": 1013, "reason": self.withheld.reason})
+            return True
+        return False
+
+    def count(self, outcome: int) -> None:
+        """Count the request, once: as it is answered, or at its end."""
+        if self.counted:
+            return
+        self.counted = True
+        gate = self.gate
+        gate.cells.values[self.lane.requests[outcome]] += 1
+        if gate.labels is not None and self.tenant is not None:
+            gate.cells.values[gate.labels.cell(self.tenant, outcome)] += 1
+
     def spent(self) -> list[Spent]:
-        """Everything that limits this request, in the order of its headers."""
+        """Everything that was spent for this request, in the order of its headers."""
         own: list[Spent] = [] if self.verdict is None else [(self.terms.entries, self.verdict)]
         return [*own, *self.extra]
 
     def policies(self) -> bytes:
         """The value of ``RateLimit-Policy``."""
         verdict = self.verdict
-        own = self.lane.policies(verdict.wall if verdict is not None else self.gate.wall_clock())
+        own = b""
+        if self.lane.enforced:
+            own = self.lane.policies(verdict.wall if verdict is not None else self.gate.wall_clock())
         if not self.extra:
             return own
         added = policy_header([entry for entries, _ in self.extra for entry in entries], None)
@@ -172,7 +210,7 @@ class Exchange(Ticket):
     def limit_headers(self, status: int) -> list[Header]:
         """The RateLimit headers of an answer that the application gives; none where nothing limits it."""
         if self.closest is None:
-            self.closest = closest(self.spent())
+            self.closest = closest(self.spent() if self.lane.enforced else self.extra)
         answers = self.gate.answers
         if self.closest is None:
             return answers.policies_only(self.policies())
@@ -188,30 +226,41 @@ class Exchange(Ticket):
         return answers.concurrency_headers(self.policies(), limit or 0, self.gate.wall_clock())
 
     def pay(self) -> None:
-        """Spend what `seawall.charge` has noted; give back no more than this request was charged."""
+        """Spend what `seawall.charge` has noted; give back no more than was taken for this request."""
         cost, self.owed = self.owed, 0
         verdict = self.verdict
         if verdict is None or not self.charged:
             return
-        cost = max(cost, -self.terms.route.cost - self.surplus)
-        self.surplus += cost
-        charges: list[Charge] = []
-        for at, (entry, (meter, key, _)) in enumerate(zip(self.terms.entries, verdict.charges, strict=True)):
-            if entry.of_plan:
-                charges.append((meter, key, abs(cost)))
-                entry.adjust(verdict, at, cost)
+        entries = self.terms.entries
+        if self.returnable is None:
+            self.returnable = [entry.cost for entry in entries]
+        plan = [at for at, entry in enumerate(entries) if entry.of_plan]
         if cost > 0:
-            self.gate.backend.debit(charges)
-        elif cost < 0:
-            self.gate.backend.refund(charges, verdict.wall)
+            taken = self.gate.backend.debit([(*verdict.charges[at][:2], cost) for at in plan])
+            for at, amount in zip(plan, taken, strict=True):
+                self.returnable[at] += amount
+                entries[at].adjust(verdict, at, cost)
+        else:
+            self._give_back(verdict, {at: min(-cost, self.returnable[at]) for at in plan})
         self.closest = None
+
+    def _give_back(self, verdict: Verdict, amounts: Mapping[int, int]) -> None:
+        """Refund some of what each entry was charged."""
+        charges: list[Charge] = []
+        for at, amount in amounts.items():
+            if amount and self.returnable is not None:
+                self.returnable[at] -= amount
+                charges.append((*verdict.charges[at][:2], amount))
+                self.terms.entries[at].adjust(verdict, at, -amount)
+        self.gate.backend.refund(charges, verdict.wall)
 
     def settle(self, outcome: Outcome, *, refund: bool) -> None:
         """Give back what is held, and all that was spent where it was us who refused. Safe twice."""
-        if refund:
-            self.owed = -self.surplus
         if self.owed:
             self.pay()
+        if refund and self.returnable is not None and self.verdict is not None and self.charged:
+            self.charged = False
+            self._give_back(self.verdict, dict(enumerate(self.returnable)))
         if self.held or refund:
             self.gate.admission.settle(self, outcome, refund=refund)
 

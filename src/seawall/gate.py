@@ -172,6 +172,7 @@ class Gate:
         self.passes = [
             route.exempt or Mode.OFF in (route.mode, policy.mode) for route in (*policy.routes, DEFAULT_ROUTE)
         ]
+        self.modes = [min(route.mode, policy.mode) for route in (*policy.routes, DEFAULT_ROUTE)]
         self.denies = NetworkSet(policy.access.deny)
         self.exempts = NetworkSet(policy.access.exempt)
         self.guarded = bool(self.denies or self.exempts)

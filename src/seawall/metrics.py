@@ -7,7 +7,7 @@ asks. Labels come from the configuration alone, so the number of series is bound
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, TypeAlias, final
 from weakref import WeakKeyDictionary, WeakSet
@@ -120,6 +120,10 @@ class Cells:
     def __len__(self) -> int:
         return len(self._series)
 
+    def clear(self) -> None:
+        """Start all counts again (tests)."""
+        self.values[:] = [0] * len(self.values)
+
     def index(self, spec: Spec, *labels: str) -> int:
         """The (first) cell of a series."""
         at = self._series.get((spec, labels))
@@ -180,6 +184,7 @@ class TenantLabels:
 Reading: TypeAlias = tuple[Spec, tuple[str, ...], float]
 """A value that is not counted but read off when somebody scrapes."""
 
+ASGIApp: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
 _Family: TypeAlias = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
 
 
@@ -264,13 +269,28 @@ class Publication:
         return [(spec, labels, value) for (spec, labels), value in total.items()]
 
 
+_NEGOTIATED = frozenset({b"accept", b"accept-encoding"})
+
 REGISTRY = CollectorRegistry(auto_describe=False)
 """Where middlewares publish that were given no registry: a registry of Seawall's own, not the process's."""
 
 
-def metrics_app(registry: CollectorRegistry | None = None) -> Any:
+def metrics_app(registry: CollectorRegistry | None = None) -> ASGIApp:
     """An ASGI app to mount that answers a scrape in the format it asks for (text or OpenMetrics, plain or gzip).
 
     ``registry`` is the one that the middleware was given; without it, the one that middlewares use by themselves.
     """
-    return make_asgi_app(REGISTRY if registry is None else registry)
+    exposition: ASGIApp = make_asgi_app(REGISTRY if registry is None else registry)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            raise RuntimeError(f"metrics are served over HTTP, not {scope['type']}")
+        # The library decodes whatever it finds, and falls over what is not UTF-8.
+        headers = [(name, value) for name, value in scope["headers"] if name in _NEGOTIATED and value.isascii()]
+
+        async def send_head(message: Any) -> None:
+            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+        await exposition({**scope, "headers": headers}, receive, send_head if scope["method"] == "HEAD" else send)
+
+    return app

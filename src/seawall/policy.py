@@ -23,6 +23,11 @@ RESERVED = frozenset({"rate", "quota", "concurrency", "streams"})
 """Names of the policies that every plan has; no route limit may take one."""
 
 
+def is_reserved(name: str) -> bool:
+    """Whether a name belongs to plans: those above, and ``rate-2``, ``rate-3`` of a plan with several rates."""
+    return name in RESERVED or (name.startswith("rate-") and name[5:].isdecimal())
+
+
 @final
 @dataclass(frozen=True, slots=True)
 class Plan:

@@ -137,7 +137,6 @@ class Answers:
         self._random = random
         self._challenge = challenge
         self._prepared: dict[tuple[Any, ...], Prepared] = {}
-        self.silent = not (self._draft or self._legacy)
 
     def limit_headers(self, policies: bytes, about: Closest, status: int) -> list[Header]:
         """The headers of a limited answer; ``policies`` is the value of ``RateLimit-Policy``."""
@@ -155,7 +154,9 @@ class Answers:
             if not silent:
                 headers.append((b"ratelimit", item))
         if self._legacy:
-            headers += self._legacy_headers(entry.limit, left, verdict.wall // SECOND + wait)
+            # Rounded once, or it would lie up to a second before the next unit is there.
+            free = entry.wait(verdict.states[at], verdict, left + 1) if wait else 0
+            headers += self._legacy_headers(entry.limit, left, seconds_up(verdict.wall + free))
         return headers
 
     def policies_only(self, policies: bytes) -> list[Header]:
@@ -298,7 +299,7 @@ def _words(denied: Denied) -> str:
 
 def wants_html(accept: bytes) -> bool:
     """Whether a page is welcome: text/html is named, with a q at least that of JSON. Only its first 1 KB is read."""
-    page = problem = -1.0
+    qs: dict[str, float] = {}
     for item in accept[:1_024].decode("latin-1").lower().split(","):
         media, *parameters = (part.strip() for part in item.split(";"))
         q = 1.0
@@ -308,10 +309,10 @@ def wants_html(accept: bytes) -> bool:
                     q = float(parameter[2:])
                 except ValueError:
                     q = 0.0
-        if media == "text/html":
-            page = q
-        elif media in ("application/json", "application/problem+json"):
-            problem = max(problem, q)
+        qs[media] = q
+    page = qs.get("text/html", 0.0)
+    exact = [qs[media] for media in ("application/problem+json", "application/json") if media in qs]
+    problem = max(exact) if exact else qs.get("application/*", qs.get("*/*", 0.0))
     return page > 0 and page >= problem
 
 

@@ -136,7 +136,9 @@ class RouteTable:
                 if index < best and (methods is None or method in methods):
                     best = index
         if self._dynamic:
-            head = spelled.split("/", 2)[1] if spelled[0] == "/" else spelled
+            if spelled[0] != "/":
+                spelled = "/" + spelled  # `OPTIONS *`, or nonsense: nothing that a router serves, and no way around
+            head = spelled.split("/", 2)[1]
             for index, methods, fullmatch, exact in self._by_head.get(head, self._anywhere):
                 if index >= best:
                     break

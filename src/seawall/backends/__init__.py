@@ -84,10 +84,11 @@ class Backend(Protocol):
         """Take all of ``charges``, or none of them. A cost of 0 is a peek."""
         ...
 
-    def debit(self, charges: Sequence[Charge]) -> None:
+    def debit(self, charges: Sequence[Charge]) -> Sequence[int]:
         """Take ``charges`` without asking, and without waiting for anything.
 
-        Buckets go into debt by at most one burst, quotas count all of it.
+        Buckets go into debt by at most one burst, quotas count all of it. Returns what was taken of each for certain,
+        which is what may be given back.
         """
         ...
 

@@ -197,14 +197,23 @@ class MemoryBackend:
             waits.append(wait)
         return Verdict(charges, states, lefts, waits, now, wall)
 
-    def debit(self, charges: Sequence[Charge]) -> None:
-        """Take ``charges`` without asking, down to one burst of debt in a bucket."""
+    def debit(self, charges: Sequence[Charge]) -> list[int]:
+        """Take ``charges`` without asking, down to one burst of debt in a bucket; say what was taken."""
         now, wall = self._clock(), self._wall()
+        taken = []
         for meter, key, cost in cast("Sequence[tuple[MemoryMeter, Key, int]]", charges):
             shard = meter.locate(key)
             if key not in shard:
                 shard, key = self._track(meter, shard, key, now, wall)
-            shard[key] = meter.rate.debit(shard[key], now if meter.scale else wall, cost)
+            rate = meter.rate
+            if isinstance(rate, Rate):
+                before = max(shard[key], now * rate.scale)
+                shard[key] = after = rate.debit(before, now, cost)
+                taken.append(max(0, after - before) // rate.interval)
+            else:
+                shard[key] = rate.debit(shard[key], wall, cost)
+                taken.append(cost)
+        return taken
 
     def refund(self, charges: Sequence[Charge], spent_at: int) -> None:
         """Give ``charges`` back that were spent at ``spent_at``."""
@@ -243,6 +252,14 @@ class MemoryBackend:
         counts.keys += 1
         shard[key] = 0
         return shard, key
+
+    def clear(self) -> None:
+        """Forget every key (tests)."""
+        for meter in self._meters.values():
+            for shard in (*meter.shards, meter.overflow):
+                shard.clear()
+        for store in self._stores.values():
+            store.keys = 0
 
     def statistics(self) -> dict[str, dict[str, int]]:
         """Per store: ``keys`` tracked now, ``evicted`` so far, ``overflowed`` charges that shared a bucket."""
