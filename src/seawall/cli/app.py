@@ -8,7 +8,7 @@ from typing import Annotated, Literal, TypeAlias
 import typer
 
 from seawall import __version__
-from seawall.cli import check, explain, hash_key, init, schema
+from seawall.cli import check, demo, explain, hash_key, init, schema
 from seawall.cli.terminal import is_lively
 
 Look: TypeAlias = Literal["rich"] | None
@@ -30,6 +30,7 @@ def build(look: Look | Literal["auto"] = "auto") -> typer.Typer:
     app.command("init")(init.run)
     app.command("check")(check.run)
     app.command("schema")(schema.run)
+    app.command("demo")(demo.run)
     app.command("explain")(explain.run)
     app.command("hash-key")(hash_key.run)
     return app
