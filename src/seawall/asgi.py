@@ -14,10 +14,12 @@ import inspect
 import logging
 import os
 import random as random_module
+import re
 import sys
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import Token
+from hashlib import sha256
 from os import PathLike
 from time import monotonic_ns, time_ns
 from typing import TYPE_CHECKING, Any, TypeAlias, final
@@ -74,6 +76,8 @@ _REQUEST_BOUNDS = REQUEST_DURATION.bounds_ns
 _DECISION_BOUNDS = DECISION_DURATION.bounds_ns
 _FORWARDING_LOOKS = 256
 _MAX_CHAIN = 64
+_WORKERS = re.compile(r"(?:^|\s)(?:--workers[=\s]|-w[=\s]?)(\d{1,4})(?=\s|$)")
+_NUMBER = re.compile(r"^\d{1,4}$")
 _READS = frozenset({"GET", "HEAD"})
 
 _live: WeakSet[Middleware] = WeakSet()
@@ -240,15 +244,13 @@ class Middleware:
 
     async def _serve_inside(self, outer: Exchange, inner: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve what another shell has let in: this one's limits join its headers, and its refusal undoes both."""
-        outer.inside = (*outer.inside, inner)
         lane = inner.lane
         try:
             denied: Any = self.gate.admission.admit(inner)
             if denied is not None and type(denied) is not Denied:
                 denied = await denied
             inner.note_decision()
-            if inner.verdict is not None and lane.enforced:
-                outer.add(lane.terms.entries, inner.verdict)
+            outer.include(inner)
             if denied is not None:
                 lane.reject(denied)
                 if lane.enforced:
@@ -600,7 +602,13 @@ def _policy(config: Config | None, shortcut: str, build: Callable[[], Policy] | 
 def _single(name: str, per: str | Sequence[str], rates: tuple[Rate, ...] = (), quota: Quota | None = None) -> Policy:
     """The policy of one limit without a file: of one rule that everything matches, in a plan that limits nothing."""
     route = Route("everything", ("/**",), limits=(RouteLimit(name, parse_per(per), rates, quota),))
-    return Policy(plans={"default": Plan("default")}, default_plan="default", anonymous_plan="default", routes=(route,))
+    return Policy(
+        plans={"default": Plan("default")},
+        default_plan="default",
+        anonymous_plan="default",
+        routes=(route,),
+        digest=sha256(repr(route).encode()).hexdigest(),
+    )
 
 
 def parse_per(per: str | Sequence[str]) -> Per:
@@ -657,13 +665,8 @@ def _has_cors_inside(app: object) -> bool:
 
 def _worker_count() -> int:
     """How many processes serve this application, as far as the command line and the environment tell."""
-    arguments = sys.argv
-    found = [os.environ.get("WEB_CONCURRENCY", "")]
-    for position, argument in enumerate(arguments):
-        name, equals, value = argument.partition("=")
-        if name in ("--workers", "-w"):
-            found.append(value if equals else "".join(arguments[position + 1 : position + 2]))
-    return max(int(text) if text.isdecimal() else 1 for text in found)
+    told = _WORKERS.findall(" ".join(sys.argv)) + _NUMBER.findall(os.environ.get("WEB_CONCURRENCY", ""))
+    return max(map(int, told), default=1)
 
 
 _said: set[str] = set()

@@ -186,8 +186,9 @@ def usage(request: HTTPConnection) -> dict[str, Decision]:
                 retry_after=float("inf") if wait == NEVER else wait / SECOND,
                 window=float(entry.rate.window_s),
             )
-    limit_ = exchange.terms.concurrency
-    if limit_ is not None:
-        running = exchange.gate.concurrency.in_flight(exchange.principal)
-        found["concurrency"] = Decision(running < limit_, "concurrency", limit_, max(0, limit_ - running), 0.0, 0.0)
+    for part in (exchange, *exchange.inside):
+        allowed = part.terms.concurrency
+        if allowed is not None:
+            left = max(0, allowed - part.gate.concurrency.in_flight(part.principal))
+            found["concurrency"] = Decision(left > 0, "concurrency", allowed, left, 0.0, 0.0)
     return found

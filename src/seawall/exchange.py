@@ -130,8 +130,13 @@ class Exchange(Ticket):
                 self.closest = nearest
 
     def add(self, entries: Sequence[Entry], verdict: Verdict) -> None:
-        """Let the headers speak of limits from elsewhere as well."""
+        """Let the headers speak of a limit outside the policy as well."""
         self.extra = (*self.extra, (entries, verdict))
+        self.closest = None
+
+    def include(self, inner: Exchange) -> None:
+        """Let the headers speak of what a shell further in enforces as well."""
+        self.inside = (*self.inside, inner)
         self.closest = None
 
     def answer(self, message: Message) -> Awaitable[None]:
@@ -150,7 +155,7 @@ class Exchange(Ticket):
             return self.refuse(self.withheld)
         self.answered = True
         self.count(ALLOWED)
-        if kind in _WITH_HEADERS and (self.lane.enforced or self.extra):
+        if kind in _WITH_HEADERS and (self.lane.enforced or self.extra or self.inside):
             headers = self.limit_headers(message.get("status", 200))
             if headers:
                 # A copy: the application may send the same message, or hold the same list, again.
@@ -191,26 +196,30 @@ class Exchange(Ticket):
         if gate.labels is not None and self.tenant is not None:
             gate.cells.values[gate.labels.cell(self.tenant, outcome)] += 1
 
-    def spent(self) -> list[Spent]:
-        """Everything that was spent for this request, in the order of its headers."""
-        own: list[Spent] = [] if self.verdict is None else [(self.terms.entries, self.verdict)]
-        return [*own, *self.extra]
+    def spent(self, *, shown: bool = False) -> list[Spent]:
+        """Everything that was spent for this request; ``shown`` leaves out what is in shadow mode."""
+        found: list[Spent] = [
+            (exchange.terms.entries, exchange.verdict)
+            for exchange in (self, *self.inside)
+            if exchange.verdict is not None and (exchange.lane.enforced or not shown)
+        ]
+        return [*found, *self.extra]
 
     def policies(self) -> bytes:
         """The value of ``RateLimit-Policy``."""
-        verdict = self.verdict
-        own = b""
-        if self.lane.enforced:
-            own = self.lane.policies(verdict.wall if verdict is not None else self.gate.wall_clock())
-        if not self.extra:
-            return own
-        added = policy_header([entry for entries, _ in self.extra for entry in entries], None)
-        return b", ".join(value for value in (own, added) if value)
+        verdict, lane = self.verdict, self.lane
+        wall = verdict.wall if verdict is not None else self.gate.wall_clock()
+        if lane.enforced and not self.extra and not self.inside:
+            return lane.policies(wall)
+        lanes = [lane, *(inner.lane for inner in self.inside)]
+        values = [lane.policies(wall) for lane in lanes if lane.enforced]
+        values.append(policy_header([entry for entries, _ in self.extra for entry in entries], None))
+        return b", ".join(value for value in values if value)
 
     def limit_headers(self, status: int) -> list[Header]:
         """The RateLimit headers of an answer that the application gives; none where nothing limits it."""
         if self.closest is None:
-            self.closest = closest(self.spent() if self.lane.enforced else self.extra)
+            self.closest = closest(self.spent(shown=True))
         answers = self.gate.answers
         if self.closest is None:
             return answers.policies_only(self.policies())

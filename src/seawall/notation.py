@@ -333,7 +333,10 @@ def suggestion(word: str, known: Iterable[str], *, otherwise: str = "") -> str:
     return f"; did you mean {shorten(near)}?"
 
 
+_SHOWN = 80
+
+
 def shorten(value: object) -> str:
-    """``value`` in quotes, as an error shows it: at most 60 characters."""
+    """``value`` in quotes, as an error shows it: at most 80 characters."""
     text = value if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else repr(value)
-    return f"'{text if len(text) <= 60 else text[:57] + '...'}'"
+    return f"'{text if len(text) <= _SHOWN else text[: _SHOWN - 3] + '...'}'"

@@ -73,9 +73,10 @@ def compile_template(template: str, *, exact: bool = False) -> re.Pattern[str]:
     pattern = first
     for index, chunk in enumerate(rest):
         if index < len(rest) - 1:
-            pattern += f"(?>(?:/[^/]*)*?{chunk})"
+            # Up to the end of a segment: nothing behind it could send the search on from `/ab` to a later `/a`.
+            pattern += f"(?>(?:/[^/]*+)*?{chunk}(?![^/]))"
         else:
-            pattern += f"(?:/[^/]*)*{chunk}" if chunk else "(?:/.*)?"
+            pattern += f"(?:/[^/]*+)*{chunk}" if chunk else "(?:/.*)?"
     return re.compile(pattern or "/", re.DOTALL)
 
 

@@ -18,6 +18,7 @@ from seawall.policy import Policy
 
 _DEFAULT_PRIORITIES = tuple(priority.name for priority in Policy().priorities)
 VERSION = 1
+_NAME_LENGTH = 64
 
 
 def check(main: Document, included: Sequence[Document]) -> None:
@@ -144,7 +145,11 @@ def _routes(main: Document) -> None:
             _once(main, "route", name, routes, ("routes", index, "name"))
         for limit_name, limit in _entries(route, "limits"):
             for derived in limit_names(limit_name, limit):
-                _once(main, "limit", derived, limits, ("routes", index, "limits", limit_name))
+                path = ("routes", index, "limits", limit_name)
+                _once(main, "limit", derived, limits, path)
+                if len(limit_name) <= _NAME_LENGTH < len(derived):
+                    message = f"{shorten(limit_name)} is too long: it also makes a policy named {shorten(derived)}"
+                    main.report("E032", message, path, at_key=True)
 
 
 def _once(main: Document, kind: str, name: str, seen: dict[str, Path], path: Path) -> None:

@@ -247,7 +247,8 @@ def _adopted(value: Any, document: Document, environment: Mapping[str, str], pat
     if isinstance(value, date):
         return value.isoformat()
     if value is None or value == "":
-        document.blank(path, None)
+        if path:
+            document.blank(path, None)
         return None
     if not isinstance(value, str | int | float):
         document.add("E013", f"a {type(value).__name__} is not a value of the configuration", None, path)
@@ -315,6 +316,7 @@ def read(
         line = text.count("\n", 0, bad.start()) + text.count("\r", 0, bad.start()) - text.count("\r\n", 0, bad.start())
         column = bad.start() - max(text.rfind("\n", 0, bad.start()), text.rfind("\r", 0, bad.start())) - 1
         document.add("E005", f"the character U+{ord(bad[0]):04X} is not allowed", position(line, column))
+        document.complete = False
         return document
     reader = _Reader(document, environment)
     try:

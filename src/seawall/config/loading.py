@@ -72,7 +72,7 @@ def check_text(text: str, name: str, base: Path | None) -> Report:
 
 def check_mapping(mapping: Mapping[str, Any], base: Path | None = None) -> Report:
     """What is wrong with a mapping of the shape of the YAML."""
-    main = adopt(mapping, "<mapping>", os.environ)
+    main = _settings(adopt(mapping, "<mapping>", os.environ))
     content = (
         json.dumps(main.root, default=str, ensure_ascii=False).encode(errors="surrogatepass") if main.complete else b""
     )
@@ -106,13 +106,16 @@ def _parse(name: str, content: bytes) -> Document:
         at = position(before.count(b"\n"), len(before) - before.rfind(b"\n") - 1)
         document.add("E005", f"not UTF-8 text: the byte 0x{content[error.start]:02x}", at)
         return document
-    document = read(text, name, os.environ)
+    return _settings(read(text, name, os.environ))
+
+
+def _settings(document: Document) -> Document:
+    """``document``, after a look whether it holds settings at all."""
     if document.complete and not isinstance(document.root, dict):
-        if document.root is None:
-            document.add("E006", "the file is empty; the smallest one is 'version: 1'", 0)
-        else:
-            document.add("E006", "the file is not a mapping of settings, such as 'version: 1'", 0)
         document.complete = False
+        if not document.problems:
+            why = "is empty" if document.root is None else "is not a mapping of settings"
+            document.report("E006", f"the file {why}; the smallest one is 'version: 1'")
     return document
 
 

@@ -6,6 +6,7 @@ secret, name Python types, and know no suggestions.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -22,7 +23,8 @@ _EXPECTED = {
     "dict_type": "a mapping",
     "model_type": "a mapping",
 }
-_ARMS = {"'\0text'": "text", "'\0mapping'": "a mapping", "'\0list'": "a list"}
+_ARMS = {"text": "text", "mapping": "a mapping", "list": "a list"}
+_ARM = re.compile("(text|mapping|list)'")
 _KEY_OF_A_KEY = "[key]"
 """What pydantic ends a location with when the key itself is wrong."""
 
@@ -147,7 +149,7 @@ def _mend(kind: str, value: Any) -> str:
 
 
 def _arms(context: dict[str, Any]) -> str:
-    return " or ".join(_ARMS[tag] for tag in str(context.get("expected_tags", "'\0text'")).split(", "))
+    return " or ".join(_ARMS[tag] for tag in _ARM.findall(str(context["expected_tags"])))
 
 
 def _choices(context: dict[str, Any]) -> str:

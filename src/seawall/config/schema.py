@@ -70,7 +70,7 @@ class Text:
         except NotationError as error:
             raise fault(error.code, error.message, error.expected) from None
         except ValueError as error:
-            raise fault(self.code, str(error), self.expected) from None
+            raise fault(getattr(error, "code", self.code), str(error), self.expected) from None
         return value
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:

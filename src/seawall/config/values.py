@@ -80,9 +80,15 @@ def network(value: str) -> Network:
     raise ValueError(f"{shorten(value)} has bits right of its mask; did you mean '{meant}'?")
 
 
+class EverybodyError(ValueError):
+    """A network that is every address, where only known ones may be."""
+
+    code = "E041"
+
+
 def check_trusted(value: str) -> None:
     if value == "*" or network(value).prefixlen == 0:
-        raise ValueError(
+        raise EverybodyError(
             f"'{value}' would let every caller choose its own address; list the networks of your proxies, "
             "or use trusted_hops"
         )
