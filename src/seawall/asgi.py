@@ -11,11 +11,7 @@ in ``finally``, when the application's coroutine has ended, and never on ``http.
 from __future__ import annotations
 
 import inspect
-import logging
-import os
 import random as random_module
-import re
-import sys
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import Token
@@ -27,8 +23,8 @@ from weakref import WeakSet
 
 from prometheus_client import CollectorRegistry
 from starlette.exceptions import HTTPException
-from starlette.middleware.cors import CORSMiddleware
 
+from seawall import advice
 from seawall._version import __version__
 from seawall.admission import Denied
 from seawall.backends import Backend
@@ -70,14 +66,9 @@ OnReject: TypeAlias = Callable[[Any, Refusal], "ASGIApp | None"]
 Config: TypeAlias = "str | PathLike[str] | Mapping[str, Any] | Policy"
 RateLike: TypeAlias = "str | RateLimitItem | Sequence[str | RateLimitItem]"
 
-logger = logging.getLogger("seawall")
-
 _REQUEST_BOUNDS = REQUEST_DURATION.bounds_ns
 _DECISION_BOUNDS = DECISION_DURATION.bounds_ns
 _FORWARDING_LOOKS = 256
-_MAX_CHAIN = 64
-_WORKERS = re.compile(r"(?:^|\s)(?:--workers[=\s]|-w[=\s]?)(\d{1,4})(?=\s|$)")
-_NUMBER = re.compile(r"^\d{1,4}$")
 _READS = frozenset({"GET", "HEAD"})
 
 _live: WeakSet[Middleware] = WeakSet()
@@ -121,10 +112,12 @@ class Middleware:
         self._random = random
         self._publication = Publication.of(registry)
         self._cells = self._publication.cells
+        roots = [getattr(link, "root_path", "") for link in advice.chain(app)]
+        self._root = next((root for root in roots if root and isinstance(root, str)), "")
         self._metrics_path = policy.metrics.path
         self._metrics_allow = None if policy.metrics.allow is None else NetworkSet(policy.metrics.allow)
         self._metrics_app: ASGIApp = metrics_app(registry)
-        self._inner = [link for link in _chain(app) if isinstance(link, Middleware)]
+        self._inner = [link for link in advice.chain(app) if isinstance(link, Middleware)]
         # What stands further in with the same policy is done here, in one decision; there it finds itself covered.
         absorbed = [inner.parts for inner in self._inner if _same(inner.policy, policy)]
         self._enforced = self.parts.union(*absorbed)
@@ -133,7 +126,7 @@ class Middleware:
         self._decision_seconds = self._cells.index(DECISION_DURATION, self.gate.backend.name)
         self._publication.sources.add(self)
         _live.add(self)
-        self._warn_at_start()
+        self._advise()
 
     def _build_gate(self) -> Gate:
         backend = self._given_backend or MemoryBackend(
@@ -167,7 +160,7 @@ class Middleware:
         seen: Exchange | Passed | None = scope.get(SCOPE_KEY)
         if seen is not None and self._is_covered_by(seen.shell):
             return await self.app(scope, receive, send)
-        path = path_below_root(scope) if scope.get("root_path") else scope["path"]
+        path = path_below_root(scope, self._root) if self._root or scope.get("root_path") else scope["path"]
         if path == self._metrics_path and method in _READS and kind == "http":
             return await self._serve_metrics(seen, scope, receive, send)
         if not path.isprintable() and has_control_character(path):
@@ -342,7 +335,7 @@ class Middleware:
         try:
             return self._on_reject(scope, refusal)
         except Exception:
-            _once("on_reject", "on_reject= failed; refusals are answered as usual", exc_info=True)
+            advice.once("on_reject", "on_reject= failed; refusals are answered as usual", exc_info=True)
             return None
 
     async def _identified(self, seen: Exchange | Passed | None, scope: Scope) -> str | None:
@@ -353,7 +346,7 @@ class Middleware:
             answer = self.identify(scope)
             return tenant_id(await answer if inspect.isawaitable(answer) else answer)
         except Exception:
-            _once("identify", "identify= failed; its callers are anonymous", exc_info=True)
+            advice.once("identify", "identify= failed; its callers are anonymous", exc_info=True)
             return None
         except BaseException:
             self._count_nobody(CANCELLED, seen, scope)
@@ -390,48 +383,22 @@ class Middleware:
         if not (self.parts <= outer.gate.parts and _same(self.policy, outer.gate.policy)):
             return False
         if self.parts & outer.parts:
-            self._say_twice()
+            advice.about_twice(type(self).__name__)
         return True
 
-    def _say_twice(self) -> None:
-        _once("twice", f"{type(self).__name__} is installed twice with one policy; the inner one does nothing")
-
     def _look_for_proxies(self, scope: Scope) -> None:
-        """Say once that a proxy is in front and not configured: all its clients would share one bucket.
+        """Say once that a proxy is in front and not configured. Looks at the first few hundred requests only."""
+        self._looks = 0 if advice.about_proxies(scope["headers"]) else self._looks - 1
 
-        Looks at the first few hundred requests only, so that it costs nothing later.
-        """
-        self._looks -= 1
-        for name, _ in scope["headers"]:
-            if name == b"x-forwarded-for" or name == b"forwarded":
-                self._looks = 0
-                header = name.decode()
-                _once(
-                    "proxy",
-                    f"requests carry {header}, and no proxy is trusted, so all clients of one proxy share its limits: "
-                    f"set identity.client_ip.trusted_proxies to the proxy's addresses",
-                )
-                return
-
-    def _warn_at_start(self) -> None:
+    def _advise(self) -> None:
+        """What is better said before the first request."""
         for text in self.policy.warnings:
-            _once(text, text)
+            advice.once(text, text)
         if any(other.parts & self.parts and _same(other.policy, self.policy) for other in self._inner):
-            self._say_twice()
-        if _has_cors_inside(self.app):
-            _once(
-                "cors",
-                "CORSMiddleware is inside Seawall, so browsers cannot read a refusal: add it after Seawall (the last "
-                "one added is the outermost), with expose_headers=seawall.EXPOSE_HEADERS",
-            )
+            advice.about_twice(type(self).__name__)
+        advice.about_cors(self.app)
         if self.gate.backend.name == "memory":
-            workers = _worker_count()
-            if workers > 1:
-                _once(
-                    "workers",
-                    f"{workers} workers, and each counts for itself in memory: callers get up to {workers} times "
-                    f"their plan. Run one worker until state is shared, or divide the limits by {workers}",
-                )
+            advice.about_workers()
 
     def statistics(self) -> dict[str, Any]:
         """What is held now: ``backend`` (keys by store) and ``concurrency`` (callers and requests in flight)."""
@@ -643,42 +610,6 @@ def _is_preflight(headers: Iterable[tuple[bytes, bytes]]) -> bool:
     return b"origin" in names and b"access-control-request-method" in names
 
 
-def _chain(app: object) -> Iterable[object]:
-    """``app`` and the apps that it wraps, as far as they tell by the usual attribute."""
-    for _ in range(_MAX_CHAIN):
-        if app is None:
-            return
-        yield app
-        app = getattr(app, "app", None)
-
-
-def _has_cors_inside(app: object) -> bool:
-    for link in _chain(app):
-        if isinstance(link, CORSMiddleware):
-            return True
-        stack = getattr(link, "user_middleware", ())
-        if any(getattr(middleware, "cls", None) is CORSMiddleware for middleware in stack):
-            # An application that was wrapped whole, and not through its own list of middlewares.
-            return True
-    return False
-
-
-def _worker_count() -> int:
-    """How many processes serve this application, as far as the command line and the environment tell."""
-    told = _WORKERS.findall(" ".join(sys.argv)) + _NUMBER.findall(os.environ.get("WEB_CONCURRENCY", ""))
-    return max(map(int, told), default=1)
-
-
-_said: set[str] = set()
-
-
-def _once(key: str, text: str, *, exc_info: bool = False) -> None:
-    """Log a warning the first time that ``key`` is."""
-    if key not in _said:
-        _said.add(key)
-        logger.warning("%s", text, exc_info=exc_info)
-
-
 def switch_off(off: bool) -> None:
     """Let everything pass, or stop doing so. Nests (tests)."""
     global _switched_off
@@ -687,7 +618,7 @@ def switch_off(off: bool) -> None:
 
 def reset_all() -> None:
     """Forget all usage, all counts and all warnings of this process (tests)."""
-    _said.clear()
+    advice.forget()
     for middleware in list(_live):
         middleware.reset()
 

@@ -28,7 +28,8 @@ MAX_FORWARDED = 2_048
 FORWARDING_HEADERS = frozenset({b"x-forwarded-for", b"forwarded", b"x-real-ip", b"x-forwarded-host", b"via"})
 
 _MAPPED = bytes(10) + b"\xff\xff"
-_FORWARDED_FOR = re.compile(r'(?:^|;)\s*for\s*=\s*("[^"]*"|[^;\s]*)\s*(?:;|$)', re.IGNORECASE)
+# One pair of a Forwarded element (RFC 7239), or nothing between two semicolons. A quote that is torn or escaped is none.
+_FORWARDED_PAIR = re.compile(r'\s*(?:([^\s=;"\\]+)\s*=\s*(?:"([^"\\]*)"|([^\s;"\\]*)))?\s*(?:;|$)')
 
 
 def parse_address(text: str) -> Address | None:
@@ -164,13 +165,14 @@ class ClientIP:
         lines = [value for key, value in headers if key == name]
         if not lines:
             return []
-        tail = b""
+        tail = lines.pop()
         for line in reversed(lines):
-            tail = line + b"," + tail if tail else line
             if len(tail) > MAX_FORWARDED:
-                # Cut at a comma: half an address may be another one.
-                _, _, tail = tail[-MAX_FORWARDED:].partition(b",")
                 break
+            tail = line + b"," + tail
+        if len(tail) > MAX_FORWARDED:
+            # Cut at a comma, also one just before: half an address may be another one.
+            _, _, tail = tail[-MAX_FORWARDED - 1 :].partition(b",")
         hops = tail.decode("latin-1").rsplit(",", MAX_HOPS)
         if len(hops) > MAX_HOPS:
             del hops[0]
@@ -180,8 +182,16 @@ class ClientIP:
     def _node(self, hop: str) -> str:
         if not self._forwarded:
             return hop
-        found = _FORWARDED_FOR.search(hop)
-        return found[1].strip('"') if found else ""
+        # Read whole and not searched: what a proxy quotes (`host="x;for=192.0.2.1"`) may be the caller's own words.
+        at, found = 0, []
+        while at < len(hop):
+            pair = _FORWARDED_PAIR.match(hop, at)
+            if pair is None:
+                return ""
+            if (pair[1] or "").lower() == "for":
+                found.append(pair[2] or pair[3] or "")
+            at = pair.end()
+        return found[0] if len(found) == 1 else ""
 
 
 @final
@@ -223,7 +233,8 @@ class TenantSource:
 
 def tenant_id(value: object) -> str | None:
     """An id from ``state`` or ``identify`` as text; nothing for ``None``, ``False`` and blanks."""
-    return None if value is None or value is False else bounded_id(value) or None
+    text = "" if value is None or value is False else bounded_id(value)
+    return None if not text or text.isspace() else text
 
 
 def key_digest(key: bytes) -> bytes:

@@ -29,10 +29,13 @@ _Dynamic: TypeAlias = tuple[int, _Methods, Callable[[str], object], bool]
 """Position in the file, methods, match, and whether it wants the exact spelling."""
 
 
-def path_below_root(scope: Mapping[str, Any]) -> str:
-    """The path as the application's own router sees it: below ``root_path``, by Starlette's rule."""
+def path_below_root(scope: Mapping[str, Any], root: str = "") -> str:
+    """The path as the application's own router sees it: below ``root_path``, by Starlette's rule.
+
+    ``root`` is what an application will put in the place of the scope's, as FastAPI(root_path=...) does.
+    """
     path: str = scope["path"]
-    root: str = scope.get("root_path", "")
+    root = root or scope.get("root_path", "")
     if not root or not path.startswith(root):
         return path
     if len(path) == len(root):
