@@ -45,6 +45,8 @@ from seawall.rate import MAX_AMOUNT, SECOND
 
 def fault(code: str, message: str, expected: str = "", *, at: str = "") -> PydanticCustomError:
     """A mistake in a value. ``expected`` says what belongs there and quotes nothing; ``at`` is the key to point at."""
+    # Pydantic renders messages as UTF-8; half a surrogate pair may come from a mapping or from the environment.
+    message = message.encode(errors="backslashreplace").decode()
     return PydanticCustomError(
         "seawall", "{message}", {"code": code, "message": message, "expected": expected, "at": at}
     )

@@ -205,8 +205,8 @@ def check_key_prefix(prefix: str) -> None:
 
 
 def check_secret(secret: str) -> None:
-    if len(secret.strip()) < 8 or len(secret) > 1024:
-        raise ValueError("a secret is 8 to 1024 characters")
+    if len(secret.strip()) < 8 or len(secret) > 1024 or not secret.isprintable():
+        raise ValueError("a secret is 8 to 1024 printable characters")
 
 
 def check_include(pattern: str) -> None:
