@@ -28,7 +28,7 @@ MAX_FORWARDED = 2_048
 FORWARDING_HEADERS = frozenset({b"x-forwarded-for", b"forwarded", b"x-real-ip", b"x-forwarded-host", b"via"})
 
 _MAPPED = bytes(10) + b"\xff\xff"
-# One pair of a Forwarded element (RFC 7239), or nothing between two semicolons. A quote that is torn or escaped is none.
+# One pair of a Forwarded element (RFC 7239), or nothing between two semicolons. A torn or escaped quote is neither.
 _FORWARDED_PAIR = re.compile(r'\s*(?:([^\s=;"\\]+)\s*=\s*(?:"([^"\\]*)"|([^\s;"\\]*)))?\s*(?:;|$)')
 
 
