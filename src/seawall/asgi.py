@@ -14,7 +14,6 @@ import inspect
 import random as random_module
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextvars import Token
 from hashlib import sha256
 from os import PathLike
 from time import monotonic_ns, time_ns
@@ -199,12 +198,16 @@ class Middleware:
         values = gate.cells.values
         entered: int | None = None
         ended = CANCELLED
-        token = current_exchange.set(exchange)
+        before = current_exchange.get()
+        current_exchange.set(exchange)
         try:
-            denied: Any = gate.admission.admit(exchange)
+            denied: Any = gate.admit(exchange)
             if denied is not None and type(denied) is not Denied:
                 denied = await denied
-            exchange.note_decision()
+            if exchange.verdict is not None:
+                nearest = lane.checks.count(exchange.verdict, values)
+                if lane.enforced:
+                    exchange.closest = nearest
             decided = self._clock()
             took = decided - started
             values[self._decision_seconds + bisect_left(_DECISION_BOUNDS, took)] += 1
@@ -231,18 +234,24 @@ class Middleware:
                     took = self._clock() - entered
                     values[lane.seconds + bisect_left(_REQUEST_BOUNDS, took)] += 1
                     values[lane.seconds + len(_REQUEST_BOUNDS) + 1] += took
-            exchange.count(ended)
-            exchange.settle(Outcome.SUCCESS, refund=exchange.refused)
-            _leave(token)
+            if not exchange.counted:
+                exchange.count(ended)
+            if exchange.held or exchange.owed or exchange.refused:
+                exchange.settle(Outcome.SUCCESS, refund=exchange.refused)
+            # The scope holds the exchange; with both ways a request would be left to the garbage collector.
+            exchange.scope = None
+            # Set and not reset: the coroutine may be closed in another context, in which a token is an error.
+            current_exchange.set(before)
 
     async def _serve_inside(self, outer: Exchange, inner: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve what another shell has let in: this one's limits join its headers, and its refusal undoes both."""
         lane = inner.lane
         try:
-            denied: Any = self.gate.admission.admit(inner)
+            denied: Any = self.gate.admit(inner)
             if denied is not None and type(denied) is not Denied:
                 denied = await denied
-            inner.note_decision()
+            if inner.verdict is not None:
+                lane.checks.count(inner.verdict, self.gate.cells.values)
             outer.include(inner)
             if denied is not None:
                 lane.reject(denied)
@@ -310,7 +319,7 @@ class Middleware:
             headers = grpc_headers(prepared, after)
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             return await send({"type": "http.response.body", "body": b""})
-        if b"html" in accept and wants_html(accept):
+        if b"html" in accept.lower() and wants_html(accept):
             body, form = fill(prepared.html, after), b"text/html; charset=utf-8"
         else:
             body, form = fill(prepared.json, after), b"application/problem+json"
@@ -594,14 +603,6 @@ def misuse(message: str) -> ConfigError:
 def _same(one: Policy, other: Policy) -> bool:
     """Whether two policies are one, loaded twice. Asked on the request path, so by their digests."""
     return one is other or (one.digest == other.digest != "")
-
-
-def _leave(token: Token[Exchange | None]) -> None:
-    """Take the exchange out of the context, if this still is the context: a coroutine may be closed in another."""
-    try:
-        current_exchange.reset(token)
-    except ValueError:
-        return
 
 
 def _is_preflight(headers: Iterable[tuple[bytes, bytes]]) -> bool:

@@ -122,13 +122,6 @@ class Exchange(Ticket):
         who = f"tenant {self.tenant!r}" if self.tenant is not None else "an anonymous caller"
         return f"<Exchange with {who} on {self.terms.route.name}, {'answered' if self.answered else 'open'}>"
 
-    def note_decision(self) -> None:
-        """Count what each policy decided."""
-        if self.verdict is not None:
-            nearest = self.lane.checks.count(self.verdict, self.gate.cells.values)
-            if self.lane.enforced:
-                self.closest = nearest
-
     def add(self, entries: Sequence[Entry], verdict: Verdict) -> None:
         """Let the headers speak of a limit outside the policy as well."""
         self.extra = (*self.extra, (entries, verdict))

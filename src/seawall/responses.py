@@ -224,7 +224,7 @@ class Answers:
 class Prepared:
     """One refusal as bytes, but for the seconds. ``timed`` is whether there are any to announce."""
 
-    __slots__ = ("detail", "html", "json", "names", "plan", "priority", "reason", "status")
+    __slots__ = ("detail", "html", "json", "names", "plan", "priority", "reason", "shown", "status")
 
     def __init__(self, denied: Denied, names: tuple[str, ...], timed: bool, *, detail: bool) -> None:
         terms = denied.terms
@@ -236,6 +236,7 @@ class Prepared:
         words = _words(denied)
         self.detail = f"{words} Retry in {_SECONDS} s." if timed else words
         shown = (self.detail, names) if detail else ("", ())
+        self.shown = shown[0]
         self.json = _problem(denied.status, denied.reason, *shown, timed).encode()
         self.html = _page(_TITLES[denied.status][1], shown[0]).encode()
 
@@ -318,7 +319,7 @@ def wants_html(accept: bytes) -> bool:
 
 def grpc_headers(prepared: Prepared, after: int | None) -> list[Header]:
     """A trailers-only answer, as gRPC clients read it: the status is in the headers, and there is no body."""
-    words = prepared.detail.replace(_SECONDS, str(after))
+    words = prepared.shown.replace(_SECONDS, str(after)) or prepared.reason
     headers = [
         (b"content-type", b"application/grpc"),
         (b"grpc-status", b"%d" % _GRPC[prepared.status]),

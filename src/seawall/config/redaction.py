@@ -62,7 +62,9 @@ def _secrets(document: Document) -> Iterator[tuple[int, str]]:
     """Texts that may be secrets, and the line on which each begins."""
     root = document.root
     if isinstance(root, dict):
-        tenants = root.get("tenants")
+        # Without errors every key is a hash: the walk over all tenants can be spared.
+        wrong = any(problem.severity == "error" for problem in document.problems)
+        tenants = root.get("tenants") if wrong else None
         for name, tenant in tenants.items() if isinstance(tenants, dict) else ():
             yield from _below(document, tenant, ("tenants", name), secret=False)
         yield from _below(document, root.get("backend"), ("backend",), secret=False)

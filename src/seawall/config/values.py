@@ -109,7 +109,7 @@ def is_key_hash(value: str) -> bool:
 
 def key_digest(value: str) -> bytes:
     """The 32 bytes of a listed key. What is refused is never quoted: it is most likely the key itself."""
-    if not _HASH.fullmatch(value):
+    if not is_key_hash(value):
         raise ValueError("a key is listed by its hash, 'sha256:' and 64 hexadecimal digits: run `seawall hash-key`")
     return bytes.fromhex(value[7:])
 
