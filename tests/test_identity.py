@@ -97,8 +97,9 @@ def test_an_address_is_shown_as_people_write_it(address: IPv4Address | IPv6Addre
     [
         "", " ", "unknown", "_hidden", "localhost", "testclient", "/run/app.sock", "1", "1.2.3", "1.2.3.4.5",
         "1.2.3.256", "01.2.3.4", "1.2.3.4:", "1.2.3.4:x", "1.2.3.4:80:90", "1.2.3.4\x00", "[1.2.3.4]", "[::1", "::1]",
-        "[::1]80", "[::1]:", "[::1]:x", "[::1]:-1", "[]", "[", ":", "::1%", "1.2.3.4%eth0", "::1::2", "12345::", "fe80::1 ",
-        "0x7f.1", "127.1", "\uff11.2.3.4", "::1\ud800", "\ud800", "1.2.3.4\n", "x" * 100_000, "::" * 50_000, ":80",
+        "[::1]80", "[::1]:", "[::1]:x", "[::1]:-1", "[]", "[", ":", "::1%", "1.2.3.4%eth0", "::1::2", "12345::",
+        "fe80::1 ", "0x7f.1", "127.1", "\uff11.2.3.4", "::1\ud800", "\ud800", "1.2.3.4\n", ":80",
+        "x" * 100_000, "::" * 50_000,
     ],
 )  # fmt: skip
 def test_what_is_no_address_is_none(text: str) -> None:
@@ -316,7 +317,7 @@ PREFIXES = st.lists(
 def test_no_prefix_changes_who_the_caller_is(
     prefix: list[bytes], suffix: tuple[Any, list[Any]], own_line: bool, header: HeaderName, hops: int
 ) -> None:
-    """S1: what a caller sends stands left of what proxies add, in its own lines or in theirs, and counts for nothing."""
+    """S1: what a caller sends stands left of what proxies add, in own lines or in theirs, and counts for nothing."""
     addresses = [suffix[0], *suffix[1]]
     texts = [str(a) if header == "x-forwarded-for" else f'for="{a if a.version == 4 else f"[{a}]"}"' for a in addresses]
     trusted = ", ".join(texts).encode()

@@ -263,6 +263,11 @@ class Exchange(Ticket):
         if refund and self.returnable is not None and self.verdict is not None and self.charged:
             self.charged = False
             self._give_back(self.verdict, dict(enumerate(self.returnable)))
+        if refund:
+            extra, self.extra = self.extra, ()
+            for _, verdict in extra:
+                if verdict.admitted:
+                    self.gate.backend.refund(verdict.charges, verdict.wall)
         if self.held or refund:
             self.gate.admission.settle(self, outcome, refund=refund)
 
