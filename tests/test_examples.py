@@ -1,0 +1,162 @@
+"""Each example does what its docstring says: started as people start it, and called over HTTP."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import ClientConnection, connect
+
+from serving import ROOT, Served, most, serving
+
+EXAMPLES = ROOT / "examples"
+SERVERS = {"quickstart", "tenants_yaml", "starlette_only", "behind_proxy", "websocket", "usage_and_charge"}
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def example(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Served]:
+    """The example that a test names with `of`, running."""
+    with serving([f"examples/{request.param}.py"], tmp_path / "log") as served:
+        yield served
+
+
+def of(name: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("example", [name], indirect=True)
+
+
+def test_every_example_is_started_here() -> None:
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == SERVERS | {"testing"}
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_an_example_says_what_it_shows_and_how_to_try_it(path: Path) -> None:
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    assert len(text.partition("\n")[0]) > 40
+    assert f"    python examples/{path.name}" in text
+    assert path.stem == "testing" or text.count("    curl ") >= 2
+
+
+@of("quickstart")
+def test_quickstart_refuses_what_is_over_100_a_minute(example: Served) -> None:
+    started = time.monotonic()
+    statuses = example.statuses(300)
+    admitted = statuses.count(200)
+    assert set(statuses[:100]) == {200}
+    assert 100 <= admitted <= most(100, 100 / 60, time.monotonic() - started + 0.01)
+    assert statuses.count(429) == 300 - admitted
+    refused = example.ask("/")
+    while refused.status != 429:
+        refused = example.ask("/")
+    assert 1 <= int(refused.headers["retry-after"]) <= 2
+    assert refused.headers["ratelimit-policy"] == '"rate";q=100;w=60'
+    assert json.loads(refused.body)["violated-policies"] == ["rate"]
+    # The header is a caller's own claim, and buys nothing.
+    spoofed = [example.ask(headers={"X-Forwarded-For": f"203.0.113.{host}"}).status for host in range(20)]
+    assert spoofed.count(429) >= 15
+
+
+@of("tenants_yaml")
+def test_tenants_yaml_holds_each_caller_to_its_plan(example: Served) -> None:
+    searched = example.ask("/search", headers={"X-API-Key": "globex-demo-key"})
+    assert (searched.status, searched.headers["ratelimit"]) == (200, '"rate";r=15;t=3')
+    assert example.ask(headers={"X-API-Key": "acme-demo-key"}).headers["ratelimit-policy"] == (
+        '"rate";q=200;w=2, "concurrency";q=20;qu="concurrent-requests"'
+    )
+    assert example.statuses(4, "/login", method="POST") == [200, 200, 200, 429]
+    assert example.statuses(20, "/healthz") == [200] * 20
+    scraped = example.ask("/metrics").body.decode()
+    line = 'seawall_rejections_total{plan="anonymous",policy="login-ip",priority="normal",reason="rate"} 1.0'
+    assert line in scraped.splitlines()
+
+
+@of("starlette_only")
+def test_starlette_only_adds_a_rate_a_quota_and_a_route_of_its_own(example: Served) -> None:
+    home = example.ask("/")
+    assert (home.status, home.body) == (200, b"hello")
+    policies = home.headers["ratelimit-policy"]
+    assert re.fullmatch(r'"rate";q=10;w=1, "quota";q=1000;w=(82800|86400|90000)', policies)
+    assert example.statuses(3, "/report") == [200] * 3
+    refused = example.ask("/report")
+    assert (refused.status, json.loads(refused.body)["violated-policies"]) == (429, ["report"])
+    assert re.findall('"([a-z]+)";q', refused.headers["ratelimit-policy"]) == ["rate", "quota", "report"]
+
+
+@of("behind_proxy")
+def test_behind_proxy_reads_the_header_from_the_right(example: Served) -> None:
+    claims = ["203.0.113.7", *(f"8.8.8.{n}, 203.0.113.7" for n in range(7))]
+    answers = [example.ask(headers={"X-Forwarded-For": claim}) for claim in claims]
+    assert [answer.status for answer in answers[:6]] == [200] * 5 + [429]
+    assert example.ask(headers={"X-Forwarded-For": "203.0.113.8"}).status == 200
+    assert example.ask("/metrics", headers={"X-Forwarded-For": "203.0.113.7"}).status == 404
+    assert b"seawall_requests_total" in example.ask("/metrics").body
+
+
+@of("websocket")
+def test_websocket_holds_open_streams_to_two(example: Served) -> None:
+    with open_socket(example) as one:
+        one.send("hello")
+        assert one.recv(timeout=20) == "hello"
+        events = example.connect()
+        events.request("GET", "/events")
+        stream = events.getresponse()
+        assert (stream.status, stream.readline()) == (200, b"data: 0\n")
+        refused = example.ask("/events")
+        assert (refused.status, json.loads(refused.body)["violated-policies"]) == (429, ["concurrency"])
+        with pytest.raises(InvalidStatus) as handshake:
+            open_socket(example)
+        assert handshake.value.response.status_code == 429
+        assert "Retry-After" in handshake.value.response.headers
+        stream.close()
+        events.close()
+        with await_socket(example) as two:
+            two.send("again")
+            assert two.recv(timeout=20) == "again"
+
+
+def open_socket(served: Served) -> ClientConnection:
+    return connect(f"ws://127.0.0.1:{served.port}/echo", open_timeout=30, proxy=None)
+
+
+def await_socket(served: Served) -> ClientConnection:
+    """A connection as soon as there is room; what has no room is not charged."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            return open_socket(served)
+        except InvalidStatus:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+@of("usage_and_charge")
+def test_usage_and_charge_takes_what_was_used_and_waits_for_the_debt(example: Served) -> None:
+    started = time.monotonic()
+    completed = json.loads(example.ask("/complete?words=400", method="POST").body)
+    assert (completed["charged"], completed["left"]) == (400, 600)
+    seen = json.loads(example.ask("/left").body)
+    assert 599 <= seen["rate"] <= most(599, 1_000 / 60, time.monotonic() - started + 0.1)
+    assert seen["quota"] == 49_599
+    assert example.ask("/complete?words=900", method="POST").status == 200
+    refused = example.ask("/complete?words=1", method="POST")
+    # 301 in debt and 50 to be let in: 22 s at 1,000 a minute, less what has passed, more by the jitter.
+    assert refused.status == 429
+    passed = time.monotonic() - started
+    assert 21 - passed - 1 <= int(refused.headers["retry-after"]) <= 22 * 1.2 + 1
+
+
+def test_testing_is_a_test_module_that_passes() -> None:
+    done = subprocess.run(
+        [sys.executable, "examples/testing.py"], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout
