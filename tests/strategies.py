@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TypeAlias
 
 from hypothesis import strategies as st
 
-from seawall.rate import MAX_AMOUNT, SECOND, Quota, Rate
+from seawall.backends import Key
+from seawall.rate import MAX_AMOUNT, SECOND, Quota, Rate, spend, spend_quota
 
 MINUTE = 60 * SECOND
 HOUR = 60 * MINUTE
@@ -17,6 +18,9 @@ DAY = 24 * HOUR
 
 Schedule: TypeAlias = Sequence[tuple[int, int]]
 """Nanoseconds to wait and then the cost to ask for, again and again."""
+
+ModelCharge: TypeAlias = tuple[Hashable, Rate | Quota, Key, int]
+"""Which meter, by any name; its rate; whose bucket of it; the cost."""
 
 
 def small_rates() -> st.SearchStrategy[Rate]:
@@ -115,3 +119,47 @@ def limits() -> st.SearchStrategy[Rate | Quota]:
         burst=st.integers(0, 6),
     )
     return st.one_of(buckets, quotas)
+
+
+@dataclass
+class ModelBackend:
+    """A backend that forgets nothing and is in no hurry: one dict, and `seawall.rate` called charge by charge.
+
+    ``spend`` returns the waits, all 0 where it was admitted. A call may name a bucket once only.
+    """
+
+    states: dict[tuple[Hashable, Key], int] = field(default_factory=dict)
+
+    def spend(self, charges: Sequence[ModelCharge], now: int, wall: int) -> list[int]:
+        after: dict[tuple[Hashable, Key], int] = {}
+        clamped: dict[tuple[Hashable, Key], int] = {}
+        waits = []
+        for meter, rate, key, cost in charges:
+            state = self.states.get((meter, key), 0)
+            after[meter, key], wait = self._attempt(rate, state, now, wall, cost)
+            clamped[meter, key] = self._attempt(rate, state, now, wall, 0)[0]
+            waits.append(wait)
+        self.states |= clamped if any(waits) else after
+        return waits
+
+    def debit(self, charges: Sequence[ModelCharge], now: int, wall: int) -> None:
+        for meter, rate, key, cost in charges:
+            state = self.states.get((meter, key), 0)
+            self.states[meter, key] = rate.debit(state, now if isinstance(rate, Rate) else wall, cost)
+
+    def refund(self, charges: Sequence[ModelCharge], now: int, wall: int, spent_at: int) -> None:
+        for meter, rate, key, cost in charges:
+            state = self.states.get((meter, key), 0)
+            if isinstance(rate, Rate):
+                self.states[meter, key] = rate.refund(state, now, cost)
+            else:
+                self.states[meter, key] = rate.refund(state, wall, cost, spent_at)
+
+    def left(self, meter: Hashable, rate: Rate | Quota, key: Key, now: int, wall: int) -> int:
+        return rate.remaining(self.states.get((meter, key), 0), now if isinstance(rate, Rate) else wall)
+
+    @staticmethod
+    def _attempt(rate: Rate | Quota, state: int, now: int, wall: int, cost: int) -> tuple[int, int]:
+        if isinstance(rate, Rate):
+            return spend(state, now, rate, cost)
+        return spend_quota(state, wall, rate, cost)
