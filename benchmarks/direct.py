@@ -4,6 +4,8 @@ Each subject is called on a running event loop with the same scope, made anew fo
 application it wraps (or, for `limits`, which has no middleware, with awaiting a coroutine that does nothing). On a
 *yielding* loop the loop gets a turn after every call, as it does in a server; work that a subject hands to a
 background task is then paid for in the slot that caused it, and not after it.
+
+Time is the process's own processor time, threads included: what a call costs, not how long others kept the core.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from benchmarks import apps, harness, peers
 from benchmarks.harness import Summary
 
 Batch = Callable[[int], Awaitable[int]]
-"""Makes that many calls; nanoseconds it took."""
+"""Makes that many calls; nanoseconds of processor time that took."""
 
 BARE = "bare ASGI application"
 BARE_YIELDING = "bare ASGI application, yielding loop"
@@ -220,7 +222,7 @@ def batches(subject: Subject) -> Callable[[], Batch]:
 
 def batch_of(subject: Subject, made: Any) -> Batch:
     """A batch around one instance: one of four loops, so that none of them pays for the others."""
-    receive, send, sleep, clock = apps.receive, apps.send, asyncio.sleep, time.perf_counter_ns
+    receive, send, sleep, clock = apps.receive, apps.send, asyncio.sleep, time.process_time_ns
 
     async def requests(calls: int) -> int:
         began = clock()
@@ -287,4 +289,4 @@ def rendered(rows: Sequence[Row]) -> str:
                 "-" if row.headers is None else str(row.headers),
             ]
         )
-    return harness.table(["subject", "us/call", "added us", "p10..p90", "x floor", "headers"], lines)
+    return harness.table(["subject", "cpu us/call", "added us", "p10..p90", "x floor", "headers"], lines)

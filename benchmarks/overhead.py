@@ -55,7 +55,7 @@ class Effort:
     """How often a table grows, with and without the garbage collector."""
 
 
-FULL = Effort(40, 0.01, 4, 6, 0.6, (1, 1_000, 100_000, 1_000_000), 1_000_000, (1, 1_000, 10_000, 100_000), 2.0, 3)
+FULL = Effort(100, 0.004, 4, 6, 0.6, (1, 1_000, 100_000, 1_000_000), 1_000_000, (1, 1_000, 10_000, 100_000), 2.0, 3)
 QUICK = Effort(8, 0.004, 1, 4, 0.2, (1, 1_000, 100_000), 30_000, (1, 1_000), 0.2, 3)
 
 
@@ -216,7 +216,7 @@ def access_section(part: Part, effort: Effort, seed: int) -> None:
             ]
         )
     part.data["access"] = data
-    part.text += harness.table(["table and pattern", "live keys", "us/call", "p10..p90", "x one key"], lines)
+    part.text += harness.table(["table and pattern", "live keys", "cpu us/call", "p10..p90", "x one key"], lines)
 
 
 def _costs(samples: Mapping[str, list[float]], table: str, base: str, size: int, pattern: str) -> list[float]:
@@ -354,7 +354,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=description, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="CI size: fewer rounds, at most 100,000 keys")
-    parser.add_argument("--rounds", type=int, metavar="N", help="rounds of direct calls (default 40, quick 8)")
+    parser.add_argument("--rounds", type=int, metavar="N", help="rounds of direct calls (default 100, quick 8)")
     parser.add_argument("--only", action="append", choices=PARTS, metavar="PART", help="one of " + ", ".join(PARTS))
     parser.add_argument("--seed", type=int, default=1, help="of the order within rounds and of random keys")
     parser.add_argument("--json", type=Path, metavar="PATH", help="where the results go; the plots go beside it")

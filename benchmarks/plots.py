@@ -113,7 +113,7 @@ def direct_panel(axes: Axes, rows: list[dict[str, Any]]) -> None:
     shown = [row for row in rows if row["added"] and row["added"]["median"] > 0]
     bars(axes, [row["name"] for row in shown], [row["added"] for row in shown], log=True)
     axes.set_title("Added to a request, direct call (lower is better)")
-    axes.set_xlabel("microseconds over the same application without it, median and p10 to p90, log scale")
+    axes.set_xlabel("CPU microseconds over the same application without it, median and p10 to p90, log scale")
 
 
 def server_panel(axes: Axes, rows: dict[str, Any]) -> None:
@@ -149,6 +149,6 @@ def keys_panel(axes: Axes, access: dict[str, Any]) -> None:
     axes.set_axisbelow(True)
     axes.set_title("Cost by number of live keys")
     axes.set_xlabel("live keys, log scale")
-    axes.set_ylabel("microseconds per call")
+    axes.set_ylabel("CPU microseconds per call")
     axes.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
     axes.legend(frameon=False, fontsize=8, loc="upper left")
