@@ -230,7 +230,7 @@ class Middleware:
         finally:
             if entered is not None:
                 values[lane.inflight] -= 1
-                if lane.timed and not exchange.refused:
+                if lane.timed and kind == "http" and not exchange.refused:
                     took = self._clock() - entered
                     values[lane.seconds + bisect_left(_REQUEST_BOUNDS, took)] += 1
                     values[lane.seconds + len(_REQUEST_BOUNDS) + 1] += took

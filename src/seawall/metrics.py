@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, TypeAlias, final
+from urllib.parse import unquote_to_bytes
 from weakref import WeakKeyDictionary, WeakSet
 
 from prometheus_client import CollectorRegistry, make_asgi_app
@@ -291,6 +292,12 @@ def metrics_app(registry: CollectorRegistry | None = None) -> ASGIApp:
         async def send_head(message: Any) -> None:
             await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
 
-        await exposition({**scope, "headers": headers}, receive, send_head if scope["method"] == "HEAD" else send)
+        query = scope["query_string"]
+        try:
+            unquote_to_bytes(query).decode()
+        except UnicodeDecodeError:
+            query = b""
+        scope = {**scope, "headers": headers, "query_string": query}
+        await exposition(scope, receive, send_head if scope["method"] == "HEAD" else send)
 
     return app

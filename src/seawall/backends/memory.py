@@ -185,7 +185,7 @@ class MemoryBackend:
         states, lefts, waits = [], [], []
         for meter, key, cost in cast("Sequence[tuple[MemoryMeter, Key, int]]", charges):
             shard = meter.locate(key)
-            state = shard.get(key, 0)
+            state = shard.get(key, now * meter.scale)
             after, wait = meter.attempt(state, now, wall, cost)
             if wait:
                 # The clamp of a refused bucket is kept, or a clock that stepped back would starve it (G6).
@@ -247,10 +247,10 @@ class MemoryBackend:
                 else:
                     counts.overflowed += 1
                     key = b"overflow:%d" % (hash(key) % OVERFLOW_BUCKETS)
-                    meter.overflow.setdefault(key, 0)
+                    meter.overflow.setdefault(key, now * meter.scale)
                     return meter.overflow, key
         counts.keys += 1
-        shard[key] = 0
+        shard[key] = now * meter.scale
         return shard, key
 
     def clear(self) -> None:
