@@ -21,8 +21,9 @@ def main() -> None:
     try:
         from seawall.cli.app import build
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in _EXTRA:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in _EXTRA:
             raise
-        print(f'seawall: the command line needs {error.name}: pip install "seawall[cli]"', file=sys.stderr)
+        print(f'seawall: the command line needs {missing}: pip install "seawall[cli]"', file=sys.stderr)
         sys.exit(2)
     build()(prog_name="seawall")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
-from time import time_ns
+from datetime import UTC, datetime
 from typing import Any, Literal, TypeAlias, final
 
 from seawall.admission import DEFAULT_ROUTE, Entry, Terms, Ticket, charges_of
@@ -25,7 +25,7 @@ from seawall.policy import Identity, Policy, Route
 from seawall.rate import Rate
 from seawall.responses import allowance
 from seawall.routing import RouteTable, has_control_character, path_below_root
-from seawall.testing import Answer, drive
+from seawall.testing import Answer, ManualClock, drive
 
 Scope: TypeAlias = MutableMapping[str, Any]
 
@@ -131,10 +131,13 @@ class _Recorder:
         await send({"type": "http.response.body", "body": b""})
 
 
-async def explain(policy: Policy, scope: Mapping[str, Any], *, tenant: str | None = None) -> Explanation:
+async def explain(
+    policy: Policy, scope: Mapping[str, Any], *, tenant: str | None = None, at: str | None = None
+) -> Explanation:
     """What ``policy`` makes of ``scope``, as its first request.
 
-    ``tenant`` is believed without proof, whatever the policy's sources are.
+    ``tenant`` is believed without proof, whatever the policy's sources are. ``at`` is when that is, in ISO 8601; by
+    default now.
     """
     scope = dict(scope)
     if tenant is not None:
@@ -142,7 +145,10 @@ async def explain(policy: Policy, scope: Mapping[str, Any], *, tenant: str | Non
         claim: tuple[Literal["state"], str] = ("state", CLAIM)
         policy = replace(policy, identity=replace(policy.identity, tenant=(claim, *policy.identity.tenant)))
     recorder = _Recorder()
-    shell = Seawall(recorder, policy, backend=MemoryBackend(max_keys=policy.backend.max_keys))
+    # Time stands still, or a fast bucket would have refilled before it is looked at.
+    clock = ManualClock(at or datetime.now(UTC).isoformat())
+    backend = MemoryBackend(max_keys=policy.backend.max_keys, clock=clock, wall_clock=clock.wall_ns)
+    shell = Seawall(recorder, policy, backend=backend, clock=clock)
     before = _counts(shell.gate.cells)
     if scope.get("type") == "websocket":
         # Servers that can refuse a connection with a status are the ones worth explaining.
@@ -185,7 +191,8 @@ class _Case:
         self.address = gate.clients.resolve(self.scope)
         self.tenant = gate.tenants.find(self.scope)
         self.found = gate.lane(self.scope, self.position, self.tenant, None)
-        self.exchange: Exchange | None = arrived.get(SCOPE_KEY) if arrived else None
+        visit = arrived.get(SCOPE_KEY) if arrived else None
+        self.exchange = visit if isinstance(visit, Exchange) else None
 
     @property
     def route(self) -> Route:
@@ -321,7 +328,7 @@ class _Case:
         identity = self.policy.identity
         for kind, name in identity.tenant:
             alone = replace(identity, tenant=((kind, name),))
-            found = TenantSource(alone, self.policy.keys, time_ns).find(self.scope)
+            found = TenantSource(alone, self.policy.keys, self.gate.wall_clock).find(self.scope)
             if name == CLAIM:
                 told.append("given with --tenant")
             elif kind == "state":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -99,7 +100,7 @@ def run(
       seawall init
       seawall init --minimal deploy/seawall.yaml
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         fail(f"{path} is a directory; name a file in it, such as {path / 'seawall.yaml'}")
     write(path, MINIMAL if minimal else FULL, replace=force)
     say(f"wrote {path}")
@@ -110,7 +111,7 @@ def run(
 
 def _write_schema(path: Path, *, force: bool) -> None:
     """The schema beside the file, unless something else has its name."""
-    if path.exists() and not force:
+    if os.path.exists(path) and not force:
         say(f"{path} is there already and was kept; `seawall schema -o {path}` renews it")
         return
     write(path, schema_text())

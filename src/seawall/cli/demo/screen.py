@@ -235,5 +235,5 @@ def try_it(url: str, config: str) -> str:
   curl -i {url}/v1/items/7 -H 'X-API-Key: demo-key-of-acme'
   for i in 1 2 3 4 5 6 7 8; do curl -s -o /dev/null -w '%{{http_code}} ' {url}/v1/items/7; done; echo
   curl -i -X POST {url}/login
-  curl -s {url}/metrics | grep '^seawall_re'
+  curl -s {url}/metrics | grep -E '_(requests|rejections)_total.* [1-9]'
   seawall explain /v1/search --key demo-key-of-initech --config {config}"""

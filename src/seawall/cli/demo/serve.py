@@ -6,6 +6,7 @@ It ends when its stdin does, so that it outlives nobody: not even a parent that 
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sys
 from threading import Thread
@@ -21,7 +22,7 @@ def main(port: int) -> int:
     try:
         listener = socket.create_server(("127.0.0.1", port))
     except OSError as error:
-        print(json.dumps({"error": error.strerror or str(error)}), flush=True)
+        print(json.dumps({"error": os.strerror(error.errno) if error.errno else str(error)}), flush=True)
         return 1
     app = build()
     config = uvicorn.Config(
