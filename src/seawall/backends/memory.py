@@ -4,8 +4,9 @@ A meter keeps its buckets in a few hundred dicts and not in one, because a dict 
 one insert that makes it grow; one of a few thousand takes less than a scheduler's tick. The values are plain
 integers, so that the garbage collector has nothing to walk.
 
-Keys are forgotten incrementally: whoever brings a new key looks at the two oldest of its shard, drops those that are
-full again (which no later decision can notice, G11) and moves the others to the end of the line. There is no sweep.
+Keys are forgotten incrementally: whoever brings a new key looks at the oldest of its shard and of another in turn,
+drops those that are full again (which no later decision can notice, G11) and moves the others to the end of their line.
+There is no sweep.
 Where nothing can be forgotten and the store is at its cap, new keys share a few overflow buckets: strangers may then be
 refused for each other's sake, but nobody's exhausted bucket is ever reset by somebody else's flood.
 """
@@ -235,10 +236,13 @@ class MemoryBackend:
     ) -> tuple[dict[Key, int], Key]:
         """Make room for a key that is not tracked: the dict to keep it in, and the key it got."""
         counts = meter.counts
+        full = now * meter.scale
+        shared = b"overflow:%d" % (hash(key) % OVERFLOW_BUCKETS)
         if counts.cap >= 0:
-            # Two for one, so that a store shrinks while new keys come, faster than they come.
+            # Two for one, so that a store shrinks while new keys come: of this shard, and of whichever has its turn.
             meter.reap(shard, now, wall)
-            meter.reap(shard, now, wall)
+            other, candidate = counts.next_shard()
+            other.reap(candidate, now, wall)
             if counts.keys >= counts.cap:
                 for _ in range(8):
                     other, candidate = counts.next_shard()
@@ -246,11 +250,11 @@ class MemoryBackend:
                         break
                 else:
                     counts.overflowed += 1
-                    key = b"overflow:%d" % (hash(key) % OVERFLOW_BUCKETS)
-                    meter.overflow.setdefault(key, now * meter.scale)
-                    return meter.overflow, key
+                    meter.overflow.setdefault(shared, full)
+                    return meter.overflow, shared
         counts.keys += 1
-        shard[key] = now * meter.scale
+        # What it may have spent in overflow goes along, or whoever comes and goes at the cap has two bursts.
+        shard[key] = meter.overflow.get(shared, full)
         return shard, key
 
     def clear(self) -> None:
