@@ -188,12 +188,17 @@ async def test_what_can_never_fit_is_told_apart_from_what_must_wait(subject: Sub
 
 
 async def test_a_peek_costs_nothing_even_when_nothing_is_left(subject: Subject) -> None:
-    meter = subject.backend.meter("rate", "tenant", Rate(1, HOUR))
-    for _ in range(3):
-        assert await subject.left((meter, "acme", 0)) == [1]
-    assert await subject.admits((meter, "acme", 1))
-    subject.backend.debit([(meter, "acme", 1)])
-    assert await subject.left((meter, "acme", 0)) == [0]
+    rate, quota = (
+        subject.backend.meter("r", "tenant", Rate(1, HOUR)),
+        subject.backend.meter("q", "tenant", Quota(1, "day")),
+    )
+    for meter in (rate, quota):
+        for _ in range(3):
+            assert await subject.left((meter, "acme", 0)) == [1]
+        assert await subject.admits((meter, "acme", 1))
+        subject.backend.debit([(meter, "acme", 1)])
+        verdict = await subject.spend((meter, "acme", 0))
+        assert (verdict.admitted, verdict.left) == (True, [0])
 
 
 async def test_buckets_are_apart_by_key_name_and_store(subject: Subject) -> None:
