@@ -1,6 +1,6 @@
 """How to test an application that Seawall protects: a clock to turn, an app to call, limits to switch off or forget.
 
-No server, no sleep, no HTTP client. This file is itself a test module:
+No server, no sleep, no HTTP client; pytest is all it needs. This file is itself a test module:
 
     pytest examples/testing.py
     python examples/testing.py

@@ -10,6 +10,7 @@ Each client address may have two of them open (`concurrency: 2`), and open 30 a 
 
 A WebSocket that is refused never opens: its handshake is answered with the 429 itself where the server can do that
 (uvicorn can), and is closed with 1013, "try again later", where it cannot. Messages in an open stream are not counted.
+uvicorn serves WebSockets where the package `websockets` is installed.
 """
 
 import asyncio
