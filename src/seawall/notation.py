@@ -135,20 +135,13 @@ def _parse_one(text: str, burst: int | None) -> Rate:
     unit_ns = _unit(unit)
     if unit_ns is None:
         raise NotationError(_unknown_unit(unit, text), A_RATE)
+    count = _count(amount, text, MAX_AMOUNT)
     period_ns = unit_ns * (1 if multiple is None else _count(multiple, text, MAX_PERIOD // unit_ns))
-    return _rate(text, _count(amount, text, MAX_AMOUNT), period_ns, burst)
-
-
-def _rate(text: str, amount: int, period_ns: int, burst: int | None) -> Rate:
-    if amount < 1:
+    if count < 1:
         raise NotationError(f"{shorten(text)} lets nobody in; an amount is at least 1", A_RATE)
-    if amount > MAX_AMOUNT:
-        raise NotationError(f"{shorten(text)} is too large; an amount is at most {MAX_AMOUNT:_}", A_RATE)
     if period_ns < 1:
         raise NotationError(f"the time in {shorten(text)} is 0; it is at least 1ms", A_RATE)
-    if period_ns > MAX_PERIOD:
-        raise NotationError(f"the time in {shorten(text)} is too long; it is at most 100 years", A_RATE)
-    return Rate(amount, period_ns, burst or 0)
+    return Rate(count, period_ns, burst or 0)
 
 
 def _checked_burst(burst: Any) -> int | None:

@@ -80,8 +80,6 @@ def _tenants(main: Document, included: Sequence[Document]) -> None:
     keys: dict[str, tuple[Document, Path]] = {}
     without_plan: list[tuple[Document, str]] = []
     for document in (main, *included):
-        if not isinstance(document.root, dict):
-            continue
         for name, tenant in _entries(document.root, "tenants"):
             first = tenants.setdefault(name, document)
             if first is not document:

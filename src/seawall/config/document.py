@@ -425,7 +425,7 @@ class _Reader:
                 node, marks, in_map, _ = stack.pop()
                 continue
             elif kind is yaml.AliasEvent:
-                self.refuse(f"aliases ('*{event.anchor}') are not supported: write the settings out", at)
+                self.refuse("aliases ('*...') are not supported: write the settings out", at)
                 document.complete = False
                 if in_map and key is None:
                     raise _Stop
@@ -479,7 +479,7 @@ class _Reader:
 
     def refuse_properties(self, event: Any, at: int) -> None:
         if event.anchor is not None:
-            self.refuse(f"anchors ('&{event.anchor}') are not supported: write the settings out", at)
+            self.refuse("anchors ('&...') are not supported: write the settings out", at)
         if event.tag is not None:
             self.refuse("tags ('!...') are not supported: a value is what it looks like", at)
             self.document.complete = False

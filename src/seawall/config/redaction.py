@@ -8,7 +8,7 @@ text are shown: not for its own mistake and not for another one that happens to 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -23,7 +23,10 @@ _SUSPICIOUS = re.compile(r"\b(keys?|hash|secret|password|token)\b|://[^/\s]*@", 
 _PASSWORD = re.compile(r"://[^/@\s]*:([^@\s]+)@")
 
 
+_CUT_OFF = frozenset({"E002", "E003", "E004"})
 _MANY = 200
+_FAR = 2000
+"""Lines above a mistake in which the key is looked for that it belongs to."""
 
 
 def seal(document: Document) -> list[Diagnostic]:
@@ -35,19 +38,43 @@ def seal(document: Document) -> list[Diagnostic]:
     parts = sorted(
         {part for _, text in secrets for part in (text, *text.split()) if len(part) >= 4}, key=len, reverse=True
     )
-    cut_off = any(problem.code in {"E002", "E003", "E004"} for problem in document.problems)
+    cut_off = any(problem.code in _CUT_OFF for problem in document.problems)
     sealed = []
     for problem in sorted(document.problems, key=lambda found: (found.line, found.column)):
         if 0 < problem.line <= len(document.lines) and problem.line not in lines and len(parts) <= _MANY:
             source = document.lines[problem.line - 1]
-            # What was not read to its end is not in the data: there, the look of the line has to do.
-            if not any(part in source for part in parts) and not (cut_off and _SUSPICIOUS.search(source)):
+            if not any(part in source for part in parts) and not (cut_off and _looks_secret(document.lines, problem)):
                 problem = replace(problem, source=source)
         sealed.append(_without(problem, parts))
     if document.dropped:
         message = f"{document.dropped:_} more mistakes are not shown"
         sealed.append(Diagnostic(document.name, 0, 0, "error", "E004", message))
     return sealed
+
+
+def _looks_secret(lines: Sequence[str], problem: Diagnostic) -> bool:
+    """Whether a line, or a key above it that it belongs to, speaks of secrets.
+
+    What YAML could not read is not in the data, so there its look has to do.
+    """
+    line = lines[problem.line - 1]
+    if _SUSPICIOUS.search(line):
+        return True
+    indent, listed = _indent(line), line.lstrip().startswith("-")
+    for above in reversed(lines[max(0, problem.line - _FAR) : problem.line - 1]):
+        text = above.lstrip()
+        depth = _indent(above)
+        if not text or text.startswith("#") or depth > indent:
+            continue
+        if depth < indent or (listed and not text.startswith("-")):
+            if _SUSPICIOUS.search(above):
+                return True
+            indent, listed = depth, text.startswith("-")
+    return False
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip())
 
 
 def _without(problem: Diagnostic, parts: list[str]) -> Diagnostic:
