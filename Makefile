@@ -57,6 +57,7 @@ bench: .venv-bench/.installed ## the benchmarks, beside other limiters
 	@test -n "$(BENCHMARKS)" || echo "benchmarks/ holds nothing to run"
 	@set -e; for file in $(BENCHMARKS); do \
 	  echo "== $$file $(BENCH_ARGS)"; PYTHONPATH=. .venv-bench/bin/python "$$file" $(BENCH_ARGS); done
+	@.venv-bench/bin/python benchmarks/readme.py
 
 clean: ## remove environments, caches and build results
 	rm -rf .venv .venv-* build dist htmlcov .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -108,3 +108,10 @@ def test_every_code_has_a_meaning_and_every_meaning_a_use() -> None:
     sources = [*Path(config.__file__).parent.glob("*.py"), Path(notation.__file__)]
     text = "".join(path.read_text() for path in sources if path.name != "diagnostics.py")
     assert set(re.findall(r'"([EW][0-9]{3})"', text)) == set(CODES)
+
+
+def test_json_of_many_mistakes_in_one_long_line_stays_small() -> None:
+    line = "x" * 100_000
+    mistakes = [Diagnostic("a.yaml", 1, 50_000, "error", "E020", "bad", source=line) for _ in range(100)]
+    assert len(render(mistakes, "json")) < 100_000
+    assert all(len(each["source"]) <= 120 for each in json.loads(render(mistakes, "json")))

@@ -68,6 +68,7 @@ RateLike: TypeAlias = "str | RateLimitItem | Sequence[str | RateLimitItem]"
 _REQUEST_BOUNDS = REQUEST_DURATION.bounds_ns
 _DECISION_BOUNDS = DECISION_DURATION.bounds_ns
 _FORWARDING_LOOKS = 256
+_FORGETFUL = "the quota is kept in memory: a restart forgets what was used of it, and each process counts its own"
 _READS = frozenset({"GET", "HEAD"})
 
 _live: WeakSet[Middleware] = WeakSet()
@@ -584,6 +585,7 @@ def _single(name: str, per: str | Sequence[str], rates: tuple[Rate, ...] = (), q
         anonymous_plan="default",
         routes=(route,),
         digest=sha256(repr(route).encode()).hexdigest(),
+        warnings=(_FORGETFUL,) if quota else (),
     )
 
 

@@ -157,7 +157,7 @@ class Shedding:
 class BackendSettings:
     type: Literal["memory", "redis", "limits"] = "memory"
     max_keys: int = 100_000
-    url: str | None = None
+    url: str | None = field(default=None, repr=False)
     timeout_ns: int = 25_000_000
     on_failure: Failure = "local"
     key_prefix: str = "seawall"

@@ -113,7 +113,7 @@ def _who_else_needs_a_plan(main: Document, plans: list[str]) -> None:
         and "anonymous_plan" not in _mapping(main.root, "defaults")
         and identity.get("anonymous") != "deny"
     ):
-        message = "which plan have callers without a tenant? Set defaults.anonymous_plan, or name a plan 'anonymous'"
+        message = "callers without a tenant have no plan: set defaults.anonymous_plan, or name a plan 'anonymous'"
     else:
         return
     main.report("E034", message, ("plans",), at_key=True)

@@ -61,6 +61,7 @@ _NAMED_BY_MESSAGE = frozenset({"E001", "E010"})
 """Errors about a key quote it in full, so their text shows no line of source."""
 
 _WIDTH = 120
+_LONG = 1_000
 
 
 @final
@@ -128,8 +129,16 @@ def _escaped(character: str, tab: str) -> str:
 def render(diagnostics: Iterable[Diagnostic], form: Format = "text") -> str:
     """All of ``diagnostics``: as people read them, as a JSON array, or as GitHub workflow commands."""
     if form == "json":
-        return json.dumps([asdict(diagnostic) for diagnostic in diagnostics], indent=2)
+        return json.dumps([_record(diagnostic) for diagnostic in diagnostics], indent=2)
     return "\n".join(_github(diagnostic) if form == "github" else str(diagnostic) for diagnostic in diagnostics)
+
+
+def _record(diagnostic: Diagnostic) -> dict[str, object]:
+    record = asdict(diagnostic)
+    if diagnostic.source is not None and len(diagnostic.source) > _LONG:
+        # Each mistake in a line carries the line: a file of one long line would come back thousands of times.
+        record["source"] = snippet(diagnostic.source, diagnostic.column)[0]
+    return record
 
 
 def _github(diagnostic: Diagnostic) -> str:
