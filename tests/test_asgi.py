@@ -863,6 +863,22 @@ def test_on_reject_is_asked_for_every_kind_of_refusal(clock: ManualClock) -> Non
 # What operators read
 
 
+def test_a_request_describes_itself(clock: ManualClock) -> None:
+    found: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        found.append(repr(scope["seawall"]))
+        await hello(scope, receive, send)
+
+    shell = Seawall(app, config=config(**KEYED), clock=clock)
+    call(shell)
+    call(shell, headers={"X-API-Key": KEY})
+    assert found == [
+        "<Exchange with an anonymous caller on default, open>",
+        "<Exchange with tenant 'acme' on default, open>",
+    ]
+
+
 def test_a_middleware_describes_itself(clock: ManualClock) -> None:
     app = Seawall(hello, default="1/minute", clock=clock)
     call(app)

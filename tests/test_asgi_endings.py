@@ -179,7 +179,8 @@ class Scenario:
         async def send(message: Message) -> None:
             await pause()
 
-        return self.shells[0](dict(self.scope), receive, send)
+        started: Coroutine[None, None, None] = self.shells[0](dict(self.scope), receive, send)
+        return started
 
     def warm_up(self) -> None:
         for _ in range(self.before):

@@ -574,6 +574,30 @@ def test_raised_by_hand_it_is_an_http_exception_like_any(clock: ManualClock, reg
     assert outcomes(registry) == {"allowed": 1}
 
 
+def test_raised_by_hand_and_caught_by_nobody_it_is_the_application_s_error(
+    clock: ManualClock, registry: CollectorRegistry
+) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        raise LimitExceeded
+
+    with pytest.raises(LimitExceeded):
+        call(Seawall(app, default="9/minute", clock=clock, registry=registry))
+    assert outcomes(registry) == {"allowed": 1}
+
+
+def test_a_limit_reached_after_the_answer_began_is_the_application_s_error(
+    clock: ManualClock, registry: CollectorRegistry
+) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await inner()
+        await inner()
+
+    with pytest.raises(LimitExceeded):
+        call(Seawall(app, default="9/minute", clock=clock, registry=registry))
+    assert outcomes(registry) == {"allowed": 1}
+
+
 # charge
 
 

@@ -119,6 +119,27 @@ async def test_a_concurrency_refusal_asks_for_one_or_two_seconds(
     assert inside[0].headers["retry-after"] == str(seconds)
 
 
+@pytest.mark.parametrize(
+    ("headers", "found"),
+    [
+        ("legacy", {"x-ratelimit-limit": "1", "x-ratelimit-remaining": "0", "x-ratelimit-reset": "1772625601"}),
+        ("off", {}),
+    ],
+)
+async def test_a_concurrency_refusal_in_other_forms(headers: str, found: dict[str, str], clock: ManualClock) -> None:
+    inside: list[Answer] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if not inside:
+            inside.append(await drive(shell))
+        await hello(scope, receive, send)
+
+    shell = seeded(app, plan(concurrency=1) | {"responses": {"headers": headers}}, no_jitter, clock)
+    await drive(shell)
+    assert {name: value for name, value in inside[0].headers.items() if "ratelimit" in name} == found
+    assert inside[0].headers["retry-after"] == "1"
+
+
 def test_every_policy_that_refuses_is_listed_the_longest_wait_first(clock: ManualClock) -> None:
     settings = plan(rate="2/minute", quota="2/day") | {
         "routes": [
@@ -432,7 +453,7 @@ def test_head_has_the_headers_and_no_body(clock: ManualClock) -> None:
 
 def test_a_websocket_is_answered_where_the_server_can(clock: ManualClock) -> None:
     app = seeded(hello, plan(rate="1/minute"), no_jitter, clock)
-    extensions = {"websocket.http.response": {}}
+    extensions: dict[str, dict[str, str]] = {"websocket.http.response": {}}
     assert call(app, type="websocket", extensions=extensions).status == 101
     answer = call(app, type="websocket", extensions=extensions)
     assert [message["type"] for message in answer.messages] == [

@@ -1,0 +1,288 @@
+"""Behind a real uvicorn, with both of its parsers: what only a server and a socket can show."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import re
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from time import monotonic, sleep
+from typing import Any
+
+import pytest
+import uvicorn
+from prometheus_client import CollectorRegistry
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.config import WS_PROTOCOLS
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
+
+from harness import answering, hello, in_flight, outcomes, plan
+from seawall import Seawall
+from seawall.testing import reset
+
+pytestmark = pytest.mark.slow
+
+TIMEOUT = 10.0
+WS: Any = "websockets-sansio" if "websockets-sansio" in WS_PROTOCOLS else "websockets"
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> None:
+    reset()
+
+
+@pytest.fixture(params=["h11", "httptools"])
+def parser(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def registry() -> CollectorRegistry:
+    return CollectorRegistry()
+
+
+@contextmanager
+def serving(app: ASGIApp, parser: str) -> Iterator[int]:
+    """A server on a free port of the loopback, which is gone when the block ends."""
+    config = uvicorn.Config(
+        app,
+        http=parser,
+        ws=WS,
+        loop="asyncio",
+        lifespan="off",
+        log_config=None,
+        log_level="critical",
+        access_log=False,
+        timeout_graceful_shutdown=5,
+    )
+    server = uvicorn.Server(config)
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    try:
+        until(lambda: server.started)
+        yield port
+    finally:
+        server.should_exit = True
+        thread.join(TIMEOUT)
+        listener.close()
+        assert not thread.is_alive()
+
+
+def until(condition: Any) -> None:
+    """Wait for something that another thread does."""
+    deadline = monotonic() + TIMEOUT
+    while not condition():
+        assert monotonic() < deadline, "it did not happen"
+        sleep(0.005)
+
+
+@contextmanager
+def client(port: int) -> Iterator[http.client.HTTPConnection]:
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT)) as connection:
+        yield connection
+
+
+def ask(connection: http.client.HTTPConnection, method: str = "GET", path: str = "/", **rest: Any) -> tuple[int, bytes]:
+    connection.request(method, path, **rest)
+    response = connection.getresponse()
+    return response.status, response.read()
+
+
+def own_socket(connection: http.client.HTTPConnection) -> Any:
+    return connection.sock
+
+
+def test_a_connection_survives_refusals_whose_body_nobody_read(parser: str, registry: CollectorRegistry) -> None:
+    app = Seawall(hello, default="1/hour", registry=registry)
+    with serving(app, parser) as port, client(port) as connection:
+        assert ask(connection)[0] == 200
+        first = own_socket(connection)
+        for size in (0, 10, 100_000, 1_000_000):
+            connection.request("POST", "/", body=b"x" * size)
+            response = connection.getresponse()
+            document = json.loads(response.read())
+            assert (response.status, document["reason"]) == (429, "rate")
+            assert response.headers["Retry-After"] == str(document["retry_after"])
+            assert response.headers.get("Connection", "keep-alive") == "keep-alive"
+        assert ask(connection, "HEAD") == (429, b"")
+        assert ask(connection)[0] == 429
+        assert own_socket(connection) is first
+    assert outcomes(registry) == {"allowed": 1, "limited": 6}
+
+
+def test_a_refusal_does_not_wait_for_the_body(parser: str, registry: CollectorRegistry) -> None:
+    app = Seawall(hello, default="1/hour", registry=registry)
+    with serving(app, parser) as port, client(port) as connection:
+        assert ask(connection)[0] == 200
+        with socket.create_connection(("127.0.0.1", port), TIMEOUT) as slow:
+            slow.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\nonly the beginning")
+            assert slow.recv(65_536).startswith(b"HTTP/1.1 429 ")
+
+
+def test_pipelined_requests_are_answered_in_their_order(parser: str, registry: CollectorRegistry) -> None:
+    app = Seawall(answering(204), default="2/hour", registry=registry)
+    with serving(app, parser) as port, socket.create_connection(("127.0.0.1", port), TIMEOUT) as connection:
+        connection.sendall(
+            b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 3 + b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        )
+        received = b""
+        while chunk := connection.recv(65_536):
+            received += chunk
+    assert re.findall(rb"HTTP/1\.1 ([0-9]+) ", received) == [b"204", b"204", b"429", b"429"]
+
+
+@pytest.mark.parametrize("size", [30_000, 60_000, 64 * 1024, 70_000])
+def test_a_header_of_64_kb_breaks_nothing(size: int, parser: str, registry: CollectorRegistry) -> None:
+    """A parser may refuse it before anybody sees it; what passes is answered like any request."""
+    app = Seawall(hello, default="3/hour", registry=registry)
+    with serving(app, parser) as port:
+        for name in ("X-API-Key", "X-Forwarded-For", "Accept"):
+            with client(port) as connection:
+                assert ask(connection, headers={name: "1.2.3.4, " * (size // 9)})[0] in (200, 400, 431)
+        with client(port) as connection:
+            assert ask(connection)[0] in (200, 429)
+
+
+@pytest.mark.parametrize(
+    "raw", [b"/%ff%fe", b"/%00", b"/login%0a", b"//", b"/%", b"*", b"/?%ff=\xc3\xa9", b"/%E2%98%83"]
+)
+def test_odd_targets_are_answered(raw: bytes, parser: str, registry: CollectorRegistry) -> None:
+    app = Seawall(hello, default="9/hour", registry=registry)
+    with serving(app, parser) as port, socket.create_connection(("127.0.0.1", port), TIMEOUT) as connection:
+        connection.sendall(b"GET " + raw + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        status = connection.recv(65_536).split()[1]
+    assert status in ((b"400",) if raw in (b"/%00", b"/login%0a") else (b"200", b"400"))
+
+
+def test_a_client_that_leaves_a_stream_keeps_its_permit_until_the_handler_ends(
+    parser: str, registry: CollectorRegistry
+) -> None:
+    end = threading.Event()
+    noticed = threading.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] != "/stream":
+            return await hello(scope, receive, send)
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"chunk", "more_body": True})
+        assert (await receive())["type"] == "http.disconnect"
+        noticed.set()
+        await asyncio.to_thread(end.wait, TIMEOUT)
+
+    shell = Seawall(app, config=plan(concurrency=1), registry=registry)
+    with serving(shell, parser) as port, client(port) as other:
+        with socket.create_connection(("127.0.0.1", port), TIMEOUT) as stream:
+            stream.sendall(b"GET /stream HTTP/1.1\r\nHost: x\r\n\r\n")
+            received = b""
+            while b"chunk" not in received:
+                received += stream.recv(65_536)
+        assert noticed.wait(TIMEOUT)
+        assert ask(other)[0] == 429
+        assert in_flight(registry) == 1
+        end.set()
+        until(lambda: in_flight(registry) == 0)
+        assert ask(other)[0] == 200
+    assert outcomes(registry) == {"allowed": 2, "limited": 1}
+    assert shell.statistics()["concurrency"] == {"callers": 0, "in_flight": 0}
+
+
+def test_twenty_at_once_are_admitted_to_the_burst_exactly(parser: str, registry: CollectorRegistry) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.sleep(0.001)
+        await hello(scope, receive, send)
+
+    with serving(Seawall(app, default="37/hour", registry=registry), parser) as port:
+        barrier = threading.Barrier(20)
+
+        def worker(_: int) -> list[int]:
+            with client(port) as connection:
+                connection.connect()
+                barrier.wait(TIMEOUT)
+                return [ask(connection)[0] for _ in range(5)]
+
+        with ThreadPoolExecutor(20) as pool:
+            found = [status for statuses in pool.map(worker, range(20)) for status in statuses]
+    assert (found.count(200), found.count(429)) == (37, 63)
+    assert outcomes(registry) == {"allowed": 37, "limited": 63}
+
+
+def test_twenty_at_once_hold_no_more_permits_than_there_are(parser: str, registry: CollectorRegistry) -> None:
+    running = peak = 0
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal running, peak
+        running += 1
+        peak = max(peak, running)
+        await asyncio.sleep(0.02)
+        running -= 1
+        await hello(scope, receive, send)
+
+    with serving(Seawall(app, config=plan(concurrency=3), registry=registry), parser) as port:
+
+        def worker(_: int) -> list[int]:
+            with client(port) as connection:
+                return [ask(connection)[0] for _ in range(5)]
+
+        with ThreadPoolExecutor(20) as pool:
+            found = [status for statuses in pool.map(worker, range(20)) for status in statuses]
+    assert peak == 3
+    assert set(found) == {200, 429}
+    assert in_flight(registry) == 0
+
+
+def test_a_websocket_is_refused_with_a_real_429(parser: str, registry: CollectorRegistry) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        assert (await receive())["type"] == "websocket.connect"
+        await send({"type": "websocket.accept"})
+        message = await receive()
+        await send({"type": "websocket.send", "text": message["text"].upper()})
+        await send({"type": "websocket.close", "code": 1000})
+
+    with serving(Seawall(app, default="1/hour", registry=registry), parser) as port:
+        address = f"ws://127.0.0.1:{port}/chat"
+        with connect(address, open_timeout=TIMEOUT, close_timeout=TIMEOUT) as socket_:
+            socket_.send("hi")
+            assert socket_.recv(TIMEOUT) == "HI"
+            assert socket_.response is not None
+            assert socket_.response.headers["RateLimit"].startswith('"rate";r=0;t=36')
+        with pytest.raises(InvalidStatus) as caught, connect(address, open_timeout=TIMEOUT):
+            pass
+    response = caught.value.response
+    assert response.status_code == 429
+    assert response.headers["Content-Type"] == "application/problem+json"
+    assert json.loads(response.body or b"")["violated-policies"] == ["rate"]
+    assert int(response.headers["Retry-After"]) >= 3_590
+
+
+def test_metrics_are_served_and_agree_with_what_was_answered(parser: str, registry: CollectorRegistry) -> None:
+    settings = plan(rate="2/hour") | {"metrics": {"path": "/metrics", "allow": ["127.0.0.1"]}}
+    with serving(Seawall(hello, config=settings, registry=registry), parser) as port, client(port) as connection:
+        assert [ask(connection)[0] for _ in range(4)] == [200, 200, 429, 429]
+        status, body = ask(connection, path="/metrics")
+        assert status == 200
+        assert b'seawall_requests_total{outcome="allowed",priority="normal"} 2.0' in body
+        assert b'seawall_requests_total{outcome="limited",priority="normal"} 2.0' in body
+        assert ask(connection, "HEAD", "/metrics") == (200, b"")
+        assert ask(connection, path="/metrics", headers={"X-Forwarded-For": "127.0.0.1"})[0] == 404
+
+
+def test_an_error_of_the_application_closes_nothing_else(parser: str, registry: CollectorRegistry) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/boom":
+            raise LookupError("a bug")
+        await hello(scope, receive, send)
+
+    with serving(Seawall(app, config=plan(rate="9/hour", concurrency=1), registry=registry), parser) as port:
+        for path, status in (("/boom", 500), ("/", 200), ("/boom", 500), ("/", 200)):
+            with client(port) as connection:
+                assert ask(connection, path=path)[0] == status
+    assert outcomes(registry) == {"allowed": 4}
