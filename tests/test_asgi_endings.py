@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 from collections.abc import Coroutine, Generator, Sequence
 from contextlib import suppress
 from types import coroutine
@@ -131,6 +132,11 @@ class Scenario:
                 self.before = 1
             case "limit":
                 app = with_a_limit
+            case "limit on a slow backend":
+                app, backend = with_a_limit, SlowBackend(self.clock)
+            case "refused by limit on a slow backend":
+                app, backend = refuses, SlowBackend(self.clock)
+                self.before = 1
             case "refused by limit":
                 app = refuses
                 self.before = 1
@@ -211,6 +217,8 @@ KINDS = [
     "refused by a slow backend",
     "limit",
     "refused by limit",
+    "limit on a slow backend",
+    "refused by limit on a slow backend",
     "shadow",
     "exempt",
     "denied",
@@ -271,6 +279,23 @@ def test_a_coroutine_that_is_closed_gives_everything_back(kind: str) -> None:
             running.close()
         finish(running)
         scenario.check(scenario.before + 1)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "slow identify"])
+def test_a_request_leaves_nothing_for_the_garbage_collector(kind: str) -> None:
+    """Thousands of cycles a second are a pause of every request in turn."""
+    scenario = Scenario(kind)
+    scenario.warm_up()
+    finish(scenario.request())
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(50):
+            finish(scenario.request())
+        left = gc.collect()
+    finally:
+        gc.enable()
+    assert left < 50
 
 
 def test_a_coroutine_that_was_never_started_is_no_request() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import math
 import threading
@@ -25,7 +26,17 @@ from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
 from harness import call, config, hello, limit_headers, metric, outcomes, plan, problem, statuses
-from seawall import ConfigError, Decision, LimitExceeded, RateLimitMiddleware, Seawall, charge, limit, usage
+from seawall import (
+    ConfigError,
+    Decision,
+    LimitExceeded,
+    QuotaMiddleware,
+    RateLimitMiddleware,
+    Seawall,
+    charge,
+    limit,
+    usage,
+)
 from seawall.testing import ManualClock, disabled, drive, reset
 
 
@@ -515,6 +526,56 @@ def test_a_limit_works_under_a_stage_alone(clock: ManualClock, registry: Collect
     assert statuses(shell, 2) == [200, 429]
 
 
+def test_a_limit_under_quotas_alone_limits_nothing(clock: ManualClock, registry: CollectorRegistry) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await inner()
+        await hello(scope, receive, send)
+
+    shell = QuotaMiddleware(app, limit="9/day", clock=clock, registry=registry)
+    assert statuses(shell, 3) == [200] * 3
+
+
+@pytest.mark.parametrize("kinds", [(RateLimitMiddleware, QuotaMiddleware), (QuotaMiddleware, RateLimitMiddleware)])
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_limit_is_enforced_by_whichever_stage_has_rates(
+    kinds: tuple[Any, Any], hidden: bool, clock: ManualClock, registry: CollectorRegistry
+) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await inner()
+        await hello(scope, receive, send)
+
+    settings = plan(rate="9/minute", quota="9/day")
+    stage: Any = kinds[0](app, config=settings, clock=clock, registry=registry)
+
+    async def opaque(scope: Scope, receive: Receive, send: Send) -> None:
+        await stage(scope, receive, send)
+
+    shell = kinds[1](opaque if hidden else stage, config=settings, clock=clock, registry=registry)
+    answers = [call(shell) for _ in range(2)]
+    assert [answer.status for answer in answers] == [200, 429]
+    assert problem(answers[1])["violated-policies"] == ["inner"]
+    assert outcomes(registry) == {"allowed": 1, "limited": 1}
+
+
+def test_a_limit_hit_twice_is_named_once(clock: ManualClock, registry: CollectorRegistry) -> None:
+    router = APIRouter(dependencies=[Depends(annotated)])
+
+    @router.get("/")
+    @ten
+    @ten
+    async def page() -> str:
+        return "ok"
+
+    app = FastAPI()
+    app.include_router(router)
+    answer = protected(app, clock, registry).get("/")
+    assert answer.headers["ratelimit-policy"] == '"rate";q=10;w=60, "annotated";q=1;w=60, "ten";q=10;w=60'
+    assert answer.headers["ratelimit"] == '"annotated";r=0;t=60'
+
+
+ten = limit("10/minute", name="ten")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -560,6 +621,24 @@ def test_only_functions_are_decorated() -> None:
 def test_a_limit_describes_itself() -> None:
     assert "login" in repr(limit("5/minute", name="login"))
     assert "client_ip" in repr(limit("5/minute", name="login"))
+
+
+def test_a_limit_reached_in_a_task_group_is_refused_like_any(clock: ManualClock, registry: CollectorRegistry) -> None:
+    """What comes out is a group of exceptions, which no handler of HTTP exceptions knows."""
+    app = FastAPI()
+
+    @app.get("/")
+    async def page() -> str:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(inner())
+            tasks.create_task(asyncio.sleep(0))
+        return "ok"
+
+    app.add_middleware(Seawall, default="9/minute", clock=clock, registry=registry)
+    client = TestClient(app, raise_server_exceptions=False)
+    answers = [client.get("/") for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200, 429, 429]
+    assert outcomes(registry) == {"allowed": 1, "limited": 2}
 
 
 def test_raised_by_hand_it_is_an_http_exception_like_any(clock: ManualClock, registry: CollectorRegistry) -> None:
@@ -877,6 +956,18 @@ def test_a_would_be_refusal_was_charged_nothing_and_gives_nothing_back(clock: Ma
 def test_a_charge_for_a_plan_without_limits_is_nothing(clock: ManualClock) -> None:
     account = Account(clock, rate="unlimited")
     assert account.spend(5) == 200
+
+
+@pytest.mark.parametrize("per", ["client_ip", "global", "tenant"])
+def test_a_charge_reaches_a_stage_without_a_file(per: str, clock: ManualClock, registry: CollectorRegistry) -> None:
+    app = Charging()
+    app.steps = [4]
+    rate = RateLimitMiddleware(app, limit="50/minute", per=per, clock=clock, registry=registry)
+    quota = QuotaMiddleware(app, limit="50/day", per=per, clock=clock, registry=registry)
+    for shell, name in ((rate, "rate"), (quota, "quota")):
+        call(shell)
+        call(shell)
+        assert app.left == {name: 44}
 
 
 # usage
