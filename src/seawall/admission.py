@@ -10,13 +10,13 @@ A refusal is a value. `Admission.settle` never awaits and never raises, and it m
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Literal, Protocol, TypeAlias, final
 
 from seawall.backends import LISTED, Backend, Charge, Key, Meter, Verdict
-from seawall.decision import Mode, Outcome
+from seawall.decision import NEVER, Mode, Outcome
 from seawall.policy import Per, Plan, Policy, Route, RouteLimit
 from seawall.rate import Quota, Rate
 
@@ -181,11 +181,11 @@ Closest: TypeAlias = tuple[Entry, int, Verdict]
 class Denied:
     """What a stage says instead of nothing.
 
-    ``waits`` pairs the policies that refuse with nanoseconds (or ``NEVER``), the longest first. ``entries`` and
-    ``verdict`` are those of the spend that was refused, if it was one.
+    ``waits`` pairs the policies that refuse with nanoseconds (or ``NEVER``), the longest first. ``first`` is the entry
+    of that one in the spend that was refused, if it was a spend; ``terms`` are those of the request.
     """
 
-    __slots__ = ("entries", "reason", "status", "terms", "verdict", "waits")
+    __slots__ = ("first", "reason", "status", "terms", "waits")
 
     def __init__(
         self,
@@ -194,22 +194,18 @@ class Denied:
         waits: tuple[tuple[str, int], ...] = (),
         *,
         terms: Terms | None = None,
-        entries: Sequence[Entry] = (),
-        verdict: Verdict | None = None,
+        first: Closest | None = None,
     ) -> None:
         self.status = status
         self.reason = reason
         self.waits = waits
         self.terms = terms
-        self.entries = entries
-        self.verdict = verdict
+        self.first = first
 
-    def first(self) -> Closest | None:
-        """The entry with the longest wait; ``None`` where it was no spend that was refused."""
-        if self.verdict is None:
-            return None
-        name = self.waits[0][0]
-        return next((entry, at, self.verdict) for at, entry in enumerate(self.entries) if entry.name == name)
+    @property
+    def timed(self) -> bool:
+        """Whether waiting helps, and for how long is known."""
+        return bool(self.waits) and self.waits[0][1] != NEVER
 
 
 Answer: TypeAlias = Denied | None

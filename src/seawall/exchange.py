@@ -221,9 +221,8 @@ class Exchange(Ticket):
     def refusal_headers(self, denied: Denied) -> list[Header]:
         """The RateLimit headers of a refusal: about the policy that refuses for longest."""
         answers = self.gate.answers
-        first = denied.first()
-        if first is not None:
-            return answers.limit_headers(self.policies(), first, denied.status)
+        if denied.first is not None:
+            return answers.limit_headers(self.policies(), denied.first, denied.status)
         limit = denied.terms.concurrency if denied.terms else None
         return answers.concurrency_headers(self.policies(), limit or 0, self.gate.wall_clock())
 

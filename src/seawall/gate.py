@@ -85,6 +85,7 @@ class Lane:
         "_cells",
         "_policies",
         "_quotas",
+        "_rejections",
         "_since",
         "_until",
         "checks",
@@ -99,6 +100,7 @@ class Lane:
     def __init__(self, terms: Terms, cells: Cells) -> None:
         self.terms = terms
         self._cells = cells
+        self._rejections: dict[str, int] = {}
         self.enforced = terms.mode is Mode.ENFORCE
         self.requests = cells.block(REQUESTS, "outcome", OUTCOMES, priority=terms.priority)
         self.inflight = cells.index(INFLIGHT, terms.priority)
@@ -125,7 +127,10 @@ class Lane:
         terms = self.terms
         spec = REJECTIONS if self.enforced else SHADOW_REJECTIONS
         policy = denied.waits[0][0] if denied.waits else ""
-        self._cells.values[self._cells.index(spec, denied.reason, policy, terms.plan, terms.priority)] += 1
+        at = self._rejections.get(policy)
+        if at is None:
+            at = self._rejections[policy] = self._cells.index(spec, denied.reason, policy, terms.plan, terms.priority)
+        self._cells.values[at] += 1
 
 
 @final

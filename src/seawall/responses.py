@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from seawall.admission import Closest, Denied, Entry
 from seawall.backends import Verdict
-from seawall.decision import NEVER, Refusal
+from seawall.decision import Refusal
 from seawall.policy import Responses
 from seawall.rate import SECOND, Quota
 
@@ -48,6 +48,7 @@ _TITLES = {
     504: ("about:blank", "Gateway Timeout"),
 }
 _SECONDS = "@seconds@"
+_SECONDS_BYTES = _SECONDS.encode()
 _GRPC = {400: 3, 401: 16, 403: 7, 429: 8, 503: 14, 504: 4}
 
 _PERIODS = (
@@ -184,21 +185,18 @@ class Answers:
         if denied.reason == "concurrency":
             # Nobody knows when one of the caller's own requests ends: 1 or 2 s, so that they do not all come at once.
             return 1 + int(self._random() * 2)
-        first = denied.first()
-        if first is None or denied.waits[0][1] == NEVER:
+        if denied.first is None or not denied.timed:
             return None
-        return retry_after(denied.waits[0][1], grows(*first), self._random)
+        return retry_after(denied.waits[0][1], grows(*denied.first), self._random)
 
     def prepare(self, denied: Denied) -> Prepared:
         """Everything of a refusal that does not change from one to the next."""
-        names = tuple(name for name, _ in denied.waits)
-        timed = bool(denied.waits) and denied.waits[0][1] != NEVER
-        key = (denied.terms, denied.status, denied.reason, names, timed)
+        key = (denied.terms, denied.status, denied.timed, *[name for name, _ in denied.waits])
         prepared = self._prepared.get(key)
         if prepared is None:
             if len(self._prepared) >= MAX_PREPARED:
                 self._prepared.clear()
-            prepared = self._prepared[key] = Prepared(denied, names, timed, detail=self._detail)
+            prepared = self._prepared[key] = Prepared(denied, detail=self._detail)
         return prepared
 
     def headers(
@@ -226,8 +224,9 @@ class Prepared:
 
     __slots__ = ("detail", "html", "json", "names", "plan", "priority", "reason", "shown", "status")
 
-    def __init__(self, denied: Denied, names: tuple[str, ...], timed: bool, *, detail: bool) -> None:
-        terms = denied.terms
+    def __init__(self, denied: Denied, *, detail: bool) -> None:
+        terms, timed = denied.terms, denied.timed
+        names = tuple(name for name, _ in denied.waits)
         self.status = denied.status
         self.reason = denied.reason
         self.plan = terms.plan if terms else ""
@@ -248,7 +247,7 @@ class Prepared:
 
 def fill(template: bytes, after: int | None) -> bytes:
     """A prepared body with its seconds."""
-    return template if after is None else template.replace(_SECONDS.encode(), b"%d" % after)
+    return template if after is None else template.replace(_SECONDS_BYTES, b"%d" % after)
 
 
 def _problem(status: int, reason: str, detail: str, names: tuple[str, ...], timed: bool) -> str:
@@ -286,14 +285,12 @@ def _words(denied: Denied) -> str:
     if denied.reason == "denied":
         return "The path has a control character." if denied.status == 400 else "Access from here is not allowed."
     plan = denied.terms.plan if denied.terms else ""
-    first = denied.first()
-    if first is None:
-        return (
-            f"Plan '{plan}' allows {denied.terms and denied.terms.concurrency} requests at once (policy 'concurrency')."
-        )
-    entry = first[0]
+    if denied.first is None:
+        most = denied.terms.concurrency if denied.terms else 0
+        return f"Plan '{plan}' allows {most} requests at once (policy 'concurrency')."
+    entry = denied.first[0]
     who = f"Plan '{plan}'" if entry.of_plan else "This endpoint"
-    if denied.waits[0][1] == NEVER:
+    if not denied.timed:
         return f"{who} holds at most {entry.limit} (policy '{entry.name}'), and this request costs {entry.cost}."
     return f"{who} allows {allowance(entry)} (policy '{entry.name}')."
 

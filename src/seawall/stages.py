@@ -104,7 +104,11 @@ class Spending:
 
 def refused_spend(terms: Terms, entries: Sequence[Entry], verdict: Verdict) -> Denied:
     """What to say of a spend that was refused: everything that refuses, the longest wait first."""
-    refusing = [(entry, wait) for entry, wait in zip(entries, verdict.waits or (), strict=True) if wait]
-    refusing.sort(key=lambda pair: pair[1] if pair[1] != NEVER else 1 << 63, reverse=True)
-    waits = tuple((entry.name, wait) for entry, wait in refusing)
-    return Denied(CALLER, refusing[0][0].kind, waits, terms=terms, entries=entries, verdict=verdict)
+    waits = verdict.waits or []
+    refusing = [at for at, wait in enumerate(waits) if wait]
+    if len(refusing) > 1:
+        refusing.sort(key=lambda at: waits[at] if waits[at] != NEVER else 1 << 63, reverse=True)
+    at = refusing[0]
+    first = entries[at]
+    pairs = tuple([(entries[each].name, waits[each]) for each in refusing])
+    return Denied(CALLER, first.kind, pairs, terms=terms, first=(first, at, verdict))

@@ -105,7 +105,10 @@ async def perform(
 ) -> tuple[list[Account], str, list[Check]]:
     """Let the callers call for ``seconds``: what they got, what the server counted, what is to be said about it."""
     own = Connection(server.port)
-    await own.request("GET", "/healthz", {})
+    try:
+        await own.request("GET", "/healthz", {})
+    except OSError as error:
+        raise ServerFailed(f"the server does not answer: {error or 'in time'}; {server.said()}") from None
     accounts = await open_accounts(CALLERS)
     out.print(screen.introduction(accounts, server.url, server.app))
     view: screen.View = screen.LiveView(out, seconds) if lively else screen.PlainView(out)
@@ -117,7 +120,10 @@ async def perform(
             while not all(task.done() for task in calls):
                 await asyncio.wait(calls, timeout=view.every)
                 view.show(accounts, (monotonic_ns() - began) / SECOND)
-    scrape = (await own.request("GET", "/metrics", {})).body.decode()
+    try:
+        scrape = (await own.request("GET", "/metrics", {})).body.decode()
+    except OSError as error:
+        scrape = f"# {error}"  # which agrees with nothing
     own.close()
     return accounts, scrape, judge(accounts, scrape, exempt=2)
 
