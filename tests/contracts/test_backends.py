@@ -293,6 +293,17 @@ async def test_a_clock_set_back_starves_nobody(subject: Subject) -> None:
     assert refusals == 15  # the largest debt and one token: 1.5 s
 
 
+async def test_a_peek_writes_the_clamp_back_too(subject: Subject) -> None:
+    """Whoever looks at what is left while the clock is behind does not wait from the next request only."""
+    meter = subject.backend.meter("rate", "tenant", Rate(2, SECOND))
+    subject.clock.advance(10_000)
+    assert await subject.admits((meter, "acme", 2))
+    subject.clock.advance(-9_000)
+    assert await subject.left((meter, "acme", 0)) == [0]
+    subject.clock.advance(1.5)
+    assert await subject.admits((meter, "acme", 1))
+
+
 async def test_statistics_name_each_store(subject: Subject) -> None:
     for store in ("tenant", "address"):
         assert await subject.admits((subject.backend.meter("rate", store, Rate(1, HOUR)), "somebody", 1))
