@@ -113,7 +113,7 @@ def direct_panel(axes: Axes, rows: list[dict[str, Any]]) -> None:
     shown = [row for row in rows if row["added"] and row["added"]["median"] > 0]
     bars(axes, [row["name"] for row in shown], [row["added"] for row in shown], log=True)
     axes.set_title("Added to a request, direct call (lower is better)")
-    axes.set_xlabel("CPU microseconds over the same application without it, median and p10 to p90, log scale")
+    axes.set_xlabel("CPU microseconds over the same application alone; median, p10 to p90; log scale")
 
 
 def server_panel(axes: Axes, rows: dict[str, Any]) -> None:
