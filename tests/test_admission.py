@@ -26,7 +26,7 @@ from seawall.admission import (
 )
 from seawall.backends import LISTED, Backend, Key, Verdict
 from seawall.backends.memory import MemoryBackend
-from seawall.decision import Mode, Outcome
+from seawall.decision import NEVER, Mode, Outcome
 from seawall.policy import Identity, Plan, Policy, Priority, Route, RouteLimit, Tenant
 from seawall.rate import SECOND, Quota, Rate
 from seawall.stages import CALLER, Spending
@@ -394,7 +394,14 @@ def test_a_refusal_knows_the_entry_that_waits_longest() -> None:
     assert admission.admit(asked) is None
     denied = admission.admit(ticket(found))
     assert isinstance(denied, Denied)
-    first = denied.first()
+    first = denied.first
     assert first is not None
-    assert (first[0].name, first[1], first[2]) == ("rate-2", 1, denied.verdict)
-    assert Denied(CALLER, "concurrency", (("concurrency", 1),)).first() is None
+    assert (first[0].name, first[1], first[2].waits) == ("rate-2", 1, [SECOND, HOUR, 0])
+
+
+@pytest.mark.parametrize(
+    ("waits", "timed"),
+    [((("a", 1),), True), ((("a", 1), ("b", 9)), True), ((("a", NEVER), ("b", 9)), False), ((), False)],
+)
+def test_a_refusal_knows_whether_waiting_helps(waits: tuple[tuple[str, int], ...], timed: bool) -> None:
+    assert Denied(CALLER, "rate", waits).timed == timed
