@@ -526,13 +526,13 @@ def test_a_limit_works_under_a_stage_alone(clock: ManualClock, registry: Collect
     assert statuses(shell, 2) == [200, 429]
 
 
-def test_a_limit_under_quotas_alone_limits_nothing(clock: ManualClock, registry: CollectorRegistry) -> None:
+def test_a_limit_under_quotas_alone_is_enforced(clock: ManualClock, registry: CollectorRegistry) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await inner()
         await hello(scope, receive, send)
 
     shell = QuotaMiddleware(app, limit="9/day", clock=clock, registry=registry)
-    assert statuses(shell, 3) == [200] * 3
+    assert statuses(shell, 3) == [200, 429, 429]
 
 
 @pytest.mark.parametrize("kinds", [(RateLimitMiddleware, QuotaMiddleware), (QuotaMiddleware, RateLimitMiddleware)])

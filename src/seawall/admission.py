@@ -298,44 +298,34 @@ class TermsCompiler:
         # A tenant's own priority, then the route's, then the plan's.
         priority = profile.priority or route.priority or plan.priority or policy.middle_priority
         mode = min(policy.mode, plan.mode, profile.mode, route.mode)
-        entries = [
-            *self._entries("rate", "quota", ("tenant",), plan.rates, plan.quota, route.cost, profile, of_plan=True)
-        ]
+        own = RouteLimit("rate", ("tenant",), plan.rates, plan.quota, route.cost, of_plan=True)
+        entries = self._entries(own, "quota", profile, self._parts)
         for limit in route.limits:
-            entries += self.route_entries(limit, profile)
+            entries += self._entries(limit, quota_name(limit), profile, self._parts)
         concurrency = plan.concurrency if "concurrency" in self._parts else None
         return Terms(profile, route, mode, priority, tuple(entries), concurrency)
 
-    def route_entries(self, limit: RouteLimit, profile: Profile) -> list[Entry]:
-        """The entries of a limit that a route adds."""
-        quota_name = f"{limit.name}-quota" if limit.rates else limit.name
-        return self._entries(
-            limit.name, quota_name, limit.per, limit.rates, limit.quota, limit.cost, profile, of_plan=False
-        )
+    def outside(self, limit: RouteLimit, profile: Profile) -> list[Entry]:
+        """The entries of a limit that is not in the policy, whichever parts of that are enforced here."""
+        return self._entries(limit, quota_name(limit), profile, frozenset({"rate", "quota"}))
 
-    def _entries(
-        self,
-        name: str,
-        quota_name: str,
-        per: Per,
-        rates: tuple[Rate, ...],
-        quota: Quota | None,
-        cost: int,
-        profile: Profile,
-        *,
-        of_plan: bool,
-    ) -> list[Entry]:
-        store, whose = _whose(per, profile)
-        entries = []
-        if "rate" in self._parts:
-            for number, rate in enumerate(rates, 1):
-                title = name if number == 1 else f"{name}-{number}"
-                entries.append(Entry(title, self._backend.meter(title, store, rate), whose, cost, of_plan=of_plan))
-        if quota is not None and "quota" in self._parts:
-            entries.append(
-                Entry(quota_name, self._backend.meter(quota_name, store, quota), whose, cost, of_plan=of_plan)
-            )
-        return entries
+    def _entries(self, limit: RouteLimit, quota: str, profile: Profile, parts: frozenset[str]) -> list[Entry]:
+        store, whose = _whose(limit.per, profile)
+        named: list[tuple[str, Rate | Quota]] = []
+        if "rate" in parts:
+            for number, rate in enumerate(limit.rates, 1):
+                named.append((limit.name if number == 1 else f"{limit.name}-{number}", rate))
+        if limit.quota is not None and "quota" in parts:
+            named.append((quota, limit.quota))
+        return [
+            Entry(name, self._backend.meter(name, store, rate), whose, limit.cost, of_plan=limit.of_plan)
+            for name, rate in named
+        ]
+
+
+def quota_name(limit: RouteLimit) -> str:
+    """What the quota of a limit is called: as the limit, unless that is what its rate is called."""
+    return f"{limit.name}-quota" if limit.rates else limit.name
 
 
 def _whose(per: Per, profile: Profile) -> tuple[str, Whose]:

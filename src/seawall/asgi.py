@@ -222,12 +222,10 @@ class Middleware:
             scope[SCOPE_KEY] = exchange
             await self.app(scope, receive, exchange.answer)
             ended = ALLOWED
-        except LimitExceeded:
-            if not await exchange.refuse_late():
-                raise
-        except Exception:
+        except Exception as error:
             ended = ALLOWED  # the server will answer 500
-            raise
+            if not (_is_refusal(error) and await exchange.refuse_late()):
+                raise
         finally:
             if entered is not None:
                 values[lane.inflight] -= 1
@@ -241,6 +239,7 @@ class Middleware:
                 exchange.settle(Outcome.SUCCESS, refund=exchange.refused)
             # The scope holds the exchange; with both ways a request would be left to the garbage collector.
             exchange.scope = None
+            exchange.inside = ()
             # Set and not reset: the coroutine may be closed in another context, in which a token is an error.
             current_exchange.set(before)
 
@@ -261,6 +260,7 @@ class Middleware:
             await self.app(scope, receive, send)
         finally:
             inner.settle(Outcome.SUCCESS, refund=outer.refused)
+            inner.scope = None
 
     async def _pass(
         self, tenant: str | None, seen: Exchange | Passed | None, scope: Scope, receive: Receive, send: Send
@@ -386,7 +386,9 @@ class Middleware:
             return False
         if not any(name in FORWARDING_HEADERS for name, _ in scope["headers"]):
             return True
-        return clients.trusts(peer) and clients.resolve(scope) in allowed
+        # A proxy that tells nothing we can read is no client either.
+        client = clients.resolve(scope)
+        return clients.trusts(peer) and client != peer and client in allowed
 
     def _is_covered_by(self, outer: Shell) -> bool:
         """Whether a shell further out already enforces everything that this one would."""
@@ -440,6 +442,13 @@ class LimitExceeded(HTTPException):
 
     def __init__(self) -> None:
         super().__init__(CALLER, "rate limit exceeded")
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Whether an exception is what `seawall.limit` raises, as it is or out of a task group."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(map(_is_refusal, error.exceptions))
+    return isinstance(error, LimitExceeded)
 
 
 @final
@@ -578,7 +587,7 @@ def _policy(config: Config | None, shortcut: str, build: Callable[[], Policy] | 
 
 def _single(name: str, per: str | Sequence[str], rates: tuple[Rate, ...] = (), quota: Quota | None = None) -> Policy:
     """The policy of one limit without a file: of one rule that everything matches, in a plan that limits nothing."""
-    route = Route("everything", ("/**",), limits=(RouteLimit(name, parse_per(per), rates, quota),))
+    route = Route("everything", ("/**",), limits=(RouteLimit(name, parse_per(per), rates, quota, of_plan=True),))
     return Policy(
         plans={"default": Plan("default")},
         default_plan="default",

@@ -123,8 +123,8 @@ def limit(rate: RateLike, *, per: str | Sequence[str] = "client_ip", cost: int =
     the module and line of this call.
 
     The refusal is the same as for a limit in the file, and the plan gets back what it was charged. The endpoint needs
-    no ``request`` parameter; the application needs `Seawall` (or `RateLimitMiddleware`) around it, or nothing is
-    limited.
+    no ``request`` parameter; the application needs `Seawall` (or one of the single-stage middlewares) around it, or
+    nothing is limited.
     """
     try:
         rates = parse_rates(rate)

@@ -170,6 +170,8 @@ class Exchange(Ticket):
         """Send the refusal that the application let through as an exception; false if it is none, or too late."""
         if self.withheld is None:
             return False
+        if self.refused:
+            return True
         if not self.answered:
             await self.refuse(self.withheld)
             return True
@@ -206,7 +208,8 @@ class Exchange(Ticket):
             return lane.policies(wall)
         lanes = [lane, *(inner.lane for inner in self.inside)]
         values = [lane.policies(wall) for lane in lanes if lane.enforced]
-        values.append(policy_header([entry for entries, _ in self.extra for entry in entries], None))
+        added = dict.fromkeys(entry for entries, _ in self.extra for entry in entries)
+        values.append(policy_header(added, None))
         return b", ".join(value for value in values if value)
 
     def limit_headers(self, status: int) -> list[Header]:

@@ -217,7 +217,7 @@ class Gate:
 
     def entries(self, limit: Any, lane: Lane) -> list[Entry]:
         """The entries that a limit outside the policy has for the callers of ``lane``."""
-        return self._compiler.route_entries(limit, lane.terms.profile)
+        return self._compiler.outside(limit, lane.terms.profile)
 
     def lane(
         self, scope: Scope, position: int, tenant: str | None, address: bytes | None

@@ -289,15 +289,19 @@ def metrics_app(registry: CollectorRegistry | None = None) -> ASGIApp:
         # The library decodes whatever it finds, and falls over what is not UTF-8.
         headers = [(name, value) for name, value in scope["headers"] if name in _NEGOTIATED and value.isascii()]
 
-        async def send_head(message: Any) -> None:
-            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+        async def send_plain(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                # ASGI has them in lower case, as the library has not.
+                message = {**message, "headers": [(name.lower(), value) for name, value in message["headers"]]}
+            elif scope["method"] == "HEAD":
+                message = {**message, "body": b""}
+            await send(message)
 
-        query = scope["query_string"]
+        query = scope.get("query_string", b"")
         try:
             unquote_to_bytes(query).decode()
         except UnicodeDecodeError:
             query = b""
-        scope = {**scope, "headers": headers, "query_string": query}
-        await exposition(scope, receive, send_head if scope["method"] == "HEAD" else send)
+        await exposition({**scope, "headers": headers, "query_string": query}, receive, send_plain)
 
     return app

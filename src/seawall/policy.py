@@ -72,6 +72,8 @@ class RouteLimit:
     rates: tuple[Rate, ...] = ()
     quota: Quota | None = None
     cost: int = 1
+    of_plan: bool = False
+    """Whether what a request costs its plan goes to this as well: the one limit of a middleware without a file."""
 
 
 @final

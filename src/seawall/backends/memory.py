@@ -214,6 +214,8 @@ class MemoryBackend:
                 lefts.append(room // meter.interval if room > 0 else 0)
             else:
                 quota = meter.quota
+                if state > quota.enter(wall) | COUNT_MASK:
+                    shard[key] = state = quota.base + (state & COUNT_MASK)  # from a window ahead of a clock set back
                 waits.append(quota.wait(state, wall, cost))
                 lefts.append(quota.remaining(state, wall))
             states.append(state)
