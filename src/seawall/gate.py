@@ -37,6 +37,9 @@ from seawall.stages import Spending, TenantConcurrency
 Scope: TypeAlias = Any
 Identify: TypeAlias = Callable[[Any], "str | None | Awaitable[str | None]"]
 
+NOBODY = b"anonymous"
+"""The caller that all anonymous ones are together. Bytes, for a tenant may be called anything."""
+
 EAGER_LANES = 4_096
 """Lanes that are compiled with the policy. Where tenants' overrides make more, theirs are when first used."""
 
@@ -236,7 +239,7 @@ class Gate:
                     address = self.clients.key(scope)
                 principal = address
             else:
-                principal = "anonymous"
+                principal = NOBODY
         if callers is None:
             return None
         return callers.lanes[position] or self._open_lane(callers, position), principal, address

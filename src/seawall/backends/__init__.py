@@ -21,8 +21,7 @@ LISTED = "tenant"
 class Meter:
     """One limit as one backend keeps it: its name, the store its keys are counted in, and its rate.
 
-    Two meters of the same name and store share their buckets, whatever their rates: that is what keeps a caller's
-    usage when its plan changes.
+    All that have these three in common are one, with one set of buckets.
     """
 
     __slots__ = ("name", "rate", "store")
