@@ -20,7 +20,7 @@ class Response:
     body: bytes
 
     def header(self, name: str) -> str | None:
-        return next((value for field, value in self.headers if field.lower() == name), None)
+        return next((value for field, value in self.headers if field.lower() == name.lower()), None)
 
 
 @final
@@ -36,7 +36,7 @@ class Connection:
         try:
             async with asyncio.timeout(TIMEOUT):
                 return await self._exchange(method, target, headers)
-        except (OSError, EOFError, ValueError, asyncio.LimitOverrunError) as error:
+        except (OSError, EOFError, ValueError, IndexError, asyncio.LimitOverrunError) as error:
             self.close()
             raise error if isinstance(error, OSError) else OSError(str(error)) from error
 
