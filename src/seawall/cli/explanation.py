@@ -414,8 +414,8 @@ class _Case:
             return f"{kind} {(self.scope.get('state') or {}).get(name, 'nothing')}"
         if self.tenant is not None:
             return f"tenant {self.tenant}"
-        if isinstance(ticket.principal, bytes):
-            return f"address {self._network(ticket.principal)}"
+        if ticket.terms.profile.store == "address":
+            return f"address {self._network(ticket.address)}"
         return "all anonymous callers"
 
     def _network(self, bucket: bytes) -> str:
