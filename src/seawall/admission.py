@@ -182,17 +182,17 @@ class Denied:
     """What a stage says instead of nothing.
 
     ``waits`` pairs the policies that refuse with nanoseconds (or ``NEVER``), the longest first. ``first`` is the entry
-    of that one in the spend that was refused, if it was a spend; ``terms`` are those of the request.
+    of that one in the spend that was refused, if it was a spend; ``terms`` are those of the request,
+    and ``timed`` whether waiting helps, for as long as is known.
     """
 
-    __slots__ = ("first", "reason", "status", "terms", "waits")
+    __slots__ = ("first", "reason", "status", "terms", "timed", "waits")
 
     def __init__(
         self,
         status: int,
         reason: str,
         waits: tuple[tuple[str, int], ...] = (),
-        *,
         terms: Terms | None = None,
         first: Closest | None = None,
     ) -> None:
@@ -201,11 +201,7 @@ class Denied:
         self.waits = waits
         self.terms = terms
         self.first = first
-
-    @property
-    def timed(self) -> bool:
-        """Whether waiting helps, and for how long is known."""
-        return bool(self.waits) and self.waits[0][1] != NEVER
+        self.timed = bool(waits) and waits[0][1] != NEVER
 
 
 Answer: TypeAlias = Denied | None

@@ -54,7 +54,7 @@ from seawall.metrics import (
 from seawall.notation import NotationError, parse_quota, parse_rates
 from seawall.policy import Per, Plan, Policy, Route, RouteLimit
 from seawall.rate import Quota, Rate
-from seawall.responses import Header, Prepared, fill, grpc_headers, wants_html
+from seawall.responses import Header, Prepared, grpc_headers, wants_html
 from seawall.routing import has_control_character, path_below_root
 from seawall.stages import CALLER, TenantConcurrency
 
@@ -315,28 +315,22 @@ class Middleware:
                 accept = value
             elif name == b"content-type":
                 content_type = value
-        answers = self.gate.answers
         if content_type.startswith(b"application/grpc") and scope["type"] == "http":
             headers = grpc_headers(prepared, after)
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             return await send({"type": "http.response.body", "body": b""})
-        if b"html" in accept.lower() and wants_html(accept):
-            body, form = fill(prepared.html, after), b"text/html; charset=utf-8"
-        else:
-            body, form = fill(prepared.json, after), b"application/problem+json"
-        headers = answers.headers(prepared.status, after, body, form, limits)
-        if scope["type"] == "websocket":
-            await receive()  # the handshake, which a server may want to have handed over first
-            if "websocket.http.response" not in (scope.get("extensions") or ()):
-                # 1013, try again later; the reason is all that can be said before a connection is there.
-                return await send({"type": "websocket.close", "code": 1013, "reason": prepared.reason})
-            prefix = "websocket.http.response"
-        else:
-            prefix = "http.response"
-            if scope["method"] == "HEAD":
-                body = b""
-        await send({"type": f"{prefix}.start", "status": prepared.status, "headers": headers})
-        await send({"type": f"{prefix}.body", "body": body})
+        html = b"html" in accept.lower() and wants_html(accept)
+        body, headers = self.gate.answers.fill(prepared, after, html=html)
+        start = {"type": "http.response.start", "status": prepared.status, "headers": [*headers, *limits]}
+        if scope["type"] == "http":
+            await send(start)
+            return await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+        await receive()  # the handshake, which a server may want to have handed over first
+        if "websocket.http.response" in (scope.get("extensions") or ()):
+            await send({**start, "type": "websocket.http.response.start"})
+            return await send({"type": "websocket.http.response.body", "body": body})
+        # 1013, try again later; the reason is all that can be said before a connection is there.
+        await send({"type": "websocket.close", "code": 1013, "reason": prepared.reason})
 
     def _custom(self, scope: Scope, refusal: Refusal) -> ASGIApp | None:
         """What `on_reject` wants to answer instead."""

@@ -11,7 +11,7 @@ from seawall.backends import Charge, Key, Verdict
 from seawall.decision import Outcome
 from seawall.gate import Gate, Identify, Lane
 from seawall.metrics import ALLOWED, DENIED, LIMITED
-from seawall.responses import Header, Prepared, Spent, closest, policy_header
+from seawall.responses import Header, Prepared, Spent, closest, grows, policy_header
 from seawall.stages import CALLER
 
 Scope: TypeAlias = MutableMapping[str, Any]
@@ -162,8 +162,15 @@ class Exchange(Ticket):
         limited = denied.status == CALLER
         self.count(LIMITED if limited else DENIED)
         answers = self.gate.answers
-        limits = self.refusal_headers(denied) if limited else []
-        after = answers.delay(denied)
+        limits: list[Header] = []
+        wait = 0
+        if denied.first is not None:
+            wait = grows(*denied.first)
+            limits = answers.limit_headers(self.policies(), denied.first, wait, denied.status)
+        elif limited and denied.terms is not None:
+            allowed = denied.terms.concurrency or 0
+            limits = answers.concurrency_headers(self.policies(), allowed, self.gate.wall_clock())
+        after = answers.delay(denied, wait)
         await self.shell.deliver(answers.prepare(denied), after, limits, self.scope, self._receive, self._send)
 
     async def refuse_late(self) -> bool:
@@ -219,15 +226,7 @@ class Exchange(Ticket):
         answers = self.gate.answers
         if self.closest is None:
             return answers.policies_only(self.policies())
-        return answers.limit_headers(self.policies(), self.closest, status)
-
-    def refusal_headers(self, denied: Denied) -> list[Header]:
-        """The RateLimit headers of a refusal: about the policy that refuses for longest."""
-        answers = self.gate.answers
-        if denied.first is not None:
-            return answers.limit_headers(self.policies(), denied.first, denied.status)
-        limit = denied.terms.concurrency if denied.terms else None
-        return answers.concurrency_headers(self.policies(), limit or 0, self.gate.wall_clock())
+        return answers.limit_headers(self.policies(), self.closest, grows(*self.closest), status)
 
     def pay(self) -> None:
         """Spend what `seawall.charge` has noted; give back no more than was taken for this request."""

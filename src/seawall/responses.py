@@ -36,6 +36,8 @@ EXPOSE_HEADERS = [
 
 MAX_BODY = 500
 MAX_PREPARED = 4_096
+MAX_FILLED = 128
+MAX_JITTER = 30 * SECOND
 CALLER_TYPE = "https://iana.org/assignments/http-problem-types#quota-exceeded"
 SERVICE_TYPE = "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity"
 
@@ -48,7 +50,8 @@ _TITLES = {
     504: ("about:blank", "Gateway Timeout"),
 }
 _SECONDS = "@seconds@"
-_SECONDS_BYTES = _SECONDS.encode()
+_JSON = (b"content-type", b"application/problem+json")
+_HTML = (b"content-type", b"text/html; charset=utf-8")
 _GRPC = {400: 3, 401: 16, 403: 7, 429: 8, 503: 14, 504: 4}
 
 _PERIODS = (
@@ -69,7 +72,11 @@ def retry_after(wait: int, grows: int, random: Callable[[], float]) -> int:
     """Seconds to announce for a wait of ``wait`` nanoseconds: with a jitter upwards of a fifth (at most 30 s), so that
     callers refused together do not come back together, at least 1, and never less than ``grows``, the announced ``t``.
     """
-    return max(1, grows, seconds_up(wait + int(random() * min(wait // 5, 30 * SECOND))))
+    spread = wait // 5
+    if spread > MAX_JITTER:
+        spread = MAX_JITTER
+    seconds = -(-(wait + int(random() * spread)) // SECOND)
+    return (max(grows, seconds)) or 1
 
 
 def period_text(period_ns: int) -> str:
@@ -139,11 +146,10 @@ class Answers:
         self._challenge = challenge
         self._prepared: dict[tuple[Any, ...], Prepared] = {}
 
-    def limit_headers(self, policies: bytes, about: Closest, status: int) -> list[Header]:
-        """The headers of a limited answer; ``policies`` is the value of ``RateLimit-Policy``."""
+    def limit_headers(self, policies: bytes, about: Closest, wait: int, status: int) -> list[Header]:
+        """The headers of a limited answer; ``policies`` is the value of ``RateLimit-Policy``, ``wait`` that of t."""
         entry, at, verdict = about
         left = verdict.left[at]
-        wait = grows(entry, at, verdict)
         item = entry.item % (left, wait) if wait else entry.full_item % left
         # A redirect with nothing left would make clients wait before they follow it.
         silent = not left and 300 <= status < 400
@@ -180,18 +186,18 @@ class Answers:
             (b"x-ratelimit-reset", b"%d" % reset),
         ]
 
-    def delay(self, denied: Denied) -> int | None:
+    def delay(self, denied: Denied, wait: int) -> int | None:
         """The seconds to announce for a denial, drawn anew each time; ``None`` where waiting does not help."""
-        if denied.reason == "concurrency":
-            # Nobody knows when one of the caller's own requests ends: 1 or 2 s, so that they do not all come at once.
-            return 1 + int(self._random() * 2)
-        if denied.first is None or not denied.timed:
-            return None
-        return retry_after(denied.waits[0][1], grows(*denied.first), self._random)
+        if denied.timed and denied.first is not None:
+            return retry_after(denied.waits[0][1], wait, self._random)
+        # Nobody knows when one of the caller's own requests ends: 1 or 2 s, so that they do not all come at once.
+        return 1 + int(self._random() * 2) if denied.timed else None
 
     def prepare(self, denied: Denied) -> Prepared:
         """Everything of a refusal that does not change from one to the next."""
-        key = (denied.terms, denied.status, denied.timed, *[name for name, _ in denied.waits])
+        waits = denied.waits
+        names = waits[0][0] if len(waits) == 1 else tuple([name for name, _ in waits])
+        key = (denied.terms, denied.status, denied.timed, names)
         prepared = self._prepared.get(key)
         if prepared is None:
             if len(self._prepared) >= MAX_PREPARED:
@@ -199,34 +205,37 @@ class Answers:
             prepared = self._prepared[key] = Prepared(denied, detail=self._detail)
         return prepared
 
-    def headers(
-        self, status: int, after: int | None, body: bytes, content_type: bytes, limits: Iterable[Header]
-    ) -> list[Header]:
-        """The headers of a refusal. A shared cache that stored one would refuse others with it."""
-        headers = [
-            (b"content-type", content_type),
-            (b"content-length", b"%d" % len(body)),
-            (b"cache-control", b"no-store"),
-            *limits,
-        ]
-        if after is not None:
-            headers.append((b"retry-after", b"%d" % after))
-        if status == 401:
-            headers.append((b"www-authenticate", self._challenge))
-        if self._link:
-            headers.append((b"link", self._link))
-        return headers
+    def fill(self, prepared: Prepared, after: int | None, *, html: bool) -> tuple[bytes, list[Header]]:
+        """The body of a refusal and its headers but those of limits; kept, for the same few waits come again."""
+        key = (after, html)
+        filled = prepared.filled.get(key)
+        if filled is None:
+            if len(prepared.filled) >= MAX_FILLED:
+                prepared.filled.clear()
+            template, form = (prepared.html, _HTML) if html else (prepared.json, _JSON)
+            body = template if after is None else template.replace(_SECONDS.encode(), b"%d" % after)
+            # A shared cache that stored a refusal would refuse others with it.
+            headers = [form, (b"content-length", b"%d" % len(body)), (b"cache-control", b"no-store")]
+            if after is not None:
+                headers.append((b"retry-after", b"%d" % after))
+            if prepared.status == 401:
+                headers.append((b"www-authenticate", self._challenge))
+            if self._link:
+                headers.append((b"link", self._link))
+            filled = prepared.filled[key] = (body, headers)
+        return filled
 
 
 @final
 class Prepared:
     """One refusal as bytes, but for the seconds. ``timed`` is whether there are any to announce."""
 
-    __slots__ = ("detail", "html", "json", "names", "plan", "priority", "reason", "shown", "status")
+    __slots__ = ("detail", "filled", "html", "json", "names", "plan", "priority", "reason", "shown", "status")
 
     def __init__(self, denied: Denied, *, detail: bool) -> None:
         terms, timed = denied.terms, denied.timed
         names = tuple(name for name, _ in denied.waits)
+        self.filled: dict[tuple[int | None, bool], tuple[bytes, list[Header]]] = {}
         self.status = denied.status
         self.reason = denied.reason
         self.plan = terms.plan if terms else ""
@@ -243,11 +252,6 @@ class Prepared:
         """As a value, for those who want to answer themselves."""
         detail = self.detail.replace(_SECONDS, str(after))
         return Refusal(self.status, self.reason, self.names, after, detail, self.plan, self.priority)
-
-
-def fill(template: bytes, after: int | None) -> bytes:
-    """A prepared body with its seconds."""
-    return template if after is None else template.replace(_SECONDS_BYTES, b"%d" % after)
 
 
 def _problem(status: int, reason: str, detail: str, names: tuple[str, ...], timed: bool) -> str:

@@ -40,7 +40,7 @@ class TenantConcurrency:
         running = self._in_flight.get(principal, 0)
         if running >= limit:
             # Nobody can know when a request of its own ends; one second is when it is worth trying again.
-            return Denied(CALLER, self.name, ((self.name, 1),), terms=ticket.terms)
+            return Denied(CALLER, self.name, ((self.name, 1),), ticket.terms)
         self._in_flight[principal] = running + 1
         ticket.permit = principal
         ticket.held = True
@@ -104,11 +104,13 @@ class Spending:
 
 def refused_spend(terms: Terms, entries: Sequence[Entry], verdict: Verdict) -> Denied:
     """What to say of a spend that was refused: everything that refuses, the longest wait first."""
-    waits = verdict.waits or []
-    refusing = [at for at, wait in enumerate(waits) if wait]
-    if len(refusing) > 1:
-        refusing.sort(key=lambda at: waits[at] if waits[at] != NEVER else 1 << 63, reverse=True)
-    at = refusing[0]
-    first = entries[at]
-    pairs = tuple([(entries[each].name, waits[each]) for each in refusing])
-    return Denied(CALLER, first.kind, pairs, terms=terms, first=(first, at, verdict))
+    pairs: list[tuple[str, int]] = []
+    first, longest = 0, 0
+    for at, wait in enumerate(verdict.waits or ()):
+        if wait:
+            pairs.append((entries[at].name, wait))
+            if longest != NEVER and (wait > longest or wait == NEVER):
+                first, longest = at, wait
+    if len(pairs) > 1:
+        pairs.sort(key=lambda pair: pair[1] if pair[1] != NEVER else 1 << 63, reverse=True)
+    return Denied(CALLER, entries[first].kind, tuple(pairs), terms, (entries[first], first, verdict))

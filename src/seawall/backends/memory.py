@@ -214,10 +214,15 @@ class MemoryBackend:
                 lefts.append(room // meter.interval if room > 0 else 0)
             else:
                 quota = meter.quota
-                if state > quota.enter(wall) | COUNT_MASK:
-                    shard[key] = state = quota.base + (state & COUNT_MASK)  # from a window ahead of a clock set back
-                waits.append(quota.wait(state, wall, cost))
-                lefts.append(quota.remaining(state, wall))
+                base = quota.enter(wall)
+                if state > base | COUNT_MASK:
+                    shard[key] = state = base + (state & COUNT_MASK)  # from a window ahead of a clock set back
+                left = quota.limit - (state - base if state >= base else 0)
+                if cost > left and cost:
+                    waits.append(quota.end_ns - wall if cost <= quota.limit else NEVER)
+                else:
+                    waits.append(0)
+                lefts.append(max(0, left))
             states.append(state)
         return Verdict(charges, states, lefts, waits, now, wall)
 
