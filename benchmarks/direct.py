@@ -143,7 +143,7 @@ class Row:
     base: str | None
     total: Summary | None = None
     added: Summary | None = None
-    times_floor: float | None = None
+    times_floor: Summary | None = None
     headers: int | None = None
     ours: bool = False
     failure: str = ""
@@ -169,11 +169,16 @@ def measure(
             samples = harness.interleave(slots, rounds=rounds, seed=seed, progress=progress)
         finally:
             gc.unfreeze()
+    added: dict[str, list[float]] = {}
     for name, taken in samples.items():
         row = rows[name]
         row.total = Summary.of(taken).scaled(1e-3)
         if row.base in samples:
-            row.added = Summary.of(harness.differences(taken, samples[row.base])).scaled(1e-3)
+            added[name] = harness.differences(taken, samples[row.base])
+            row.added = Summary.of(added[name]).scaled(1e-3)
+    for name, costs in added.items():
+        if FLOOR in added and (shares := harness.ratios(costs, added[FLOOR])):
+            rows[name].times_floor = Summary.of(shares)
     return list(rows.values())
 
 
@@ -263,14 +268,6 @@ async def settled(batch: Batch, calls: int) -> int:
     return taken
 
 
-def compare_with_floor(rows: Sequence[Row]) -> None:
-    """Set on each row how many times the floor's added cost it adds."""
-    floor = next((row.added for row in rows if row.name == FLOOR), None)
-    for row in rows:
-        if floor and row.added and floor.median > 0:
-            row.times_floor = row.added.median / floor.median
-
-
 def rendered(rows: Sequence[Row]) -> str:
     """The rows as a table."""
     lines: list[list[str]] = []
@@ -285,7 +282,7 @@ def rendered(rows: Sequence[Row]) -> str:
                 harness.show(row.total.median),
                 harness.show(added.median if added else None),
                 f"{harness.show(added.p10)}..{harness.show(added.p90)}" if added else "-",
-                harness.show(row.times_floor),
+                harness.show(row.times_floor.median if row.times_floor else None),
                 "-" if row.headers is None else str(row.headers),
             ]
         )

@@ -70,6 +70,15 @@ def differences(samples: Sequence[float], base: Sequence[float]) -> list[float]:
     return [one - other for one, other in zip(samples, base, strict=True)]
 
 
+def ratios(samples: Sequence[float], base: Sequence[float]) -> list[float]:
+    """Round by round, how many times ``base`` ``samples`` are. Rounds in which noise left no base are left out.
+
+    Not the ratio of two medians: where slots come in two speeds (a sibling core that is busy or not), each median may
+    fall on another of them, and their ratio is then a tale of the machine.
+    """
+    return [one / other for one, other in zip(samples, base, strict=True) if other > 0]
+
+
 # Interleaved measurement
 
 
