@@ -829,7 +829,7 @@ def test_on_reject_answers_instead(clock: ManualClock, registry: CollectorRegist
     assert first.retry_after is not None
     assert 60 <= first.retry_after <= 72
     assert (
-        first.detail == f"Plan 'default' allows 1 requests per minute (policy 'rate'). Retry in {first.retry_after} s."
+        first.detail == f"Plan 'default' allows 1 request per minute (policy 'rate'). Retry in {first.retry_after} s."
     )
 
 

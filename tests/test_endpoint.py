@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
+from starlette.requests import HTTPConnection
 from starlette.requests import Request as StarletteRequest
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route, WebSocketRoute
@@ -280,7 +281,7 @@ def test_its_refusal_has_all_headers_and_the_document(clock: ManualClock, regist
     assert refused.headers["ratelimit"] == '"tight";r=0;t=60'
     assert 60 <= int(refused.headers["retry-after"]) <= 72
     document = refused.json()
-    assert document["detail"].startswith("This endpoint allows 1 requests per minute (policy 'tight').")
+    assert document["detail"].startswith("This endpoint allows 1 request per minute (policy 'tight').")
     assert (document["violated-policies"], document["reason"]) == (["tight"], "rate")
 
 
@@ -1033,3 +1034,45 @@ def test_usage_of_a_cost_that_never_fits_waits_for_ever(clock: ManualClock) -> N
     settings["routes"] = [{"name": "r", "match": {"path": "/**"}, "cost": 2}]
     call(Seawall(app, config=settings, clock=clock))
     assert found[0]["rate"].remaining == 1
+
+
+def test_a_limit_that_limits_nothing_is_refused_when_it_is_made() -> None:
+    with pytest.raises(ConfigError, match="limits nothing"):
+        limit("unlimited")
+
+
+def test_a_limit_belongs_to_the_tenant_that_the_inner_shell_knows(
+    clock: ManualClock, registry: CollectorRegistry
+) -> None:
+    hourly = limit("1/hour", per="tenant")
+
+    @hourly
+    async def inner() -> None: ...
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await inner()
+        await hello(scope, receive, send)
+
+    config = {**plan(rate="100/minute"), "identity": {"tenant": [{"state": "id"}]}}
+    shell = RateLimitMiddleware(
+        Seawall(app, config=config, clock=clock, registry=registry), limit="100/second", clock=clock, registry=registry
+    )
+    assert [call(shell, state={"id": each}).status for each in ("a", "b", "a")] == [200, 200, 429]
+
+
+def test_what_shadow_would_refuse_is_given_back_as_enforcing_would(
+    clock: ManualClock, registry: CollectorRegistry
+) -> None:
+    left: list[int] = []
+
+    @limit("1/hour")
+    async def inner() -> None: ...
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        left.append(usage(HTTPConnection(scope))["rate"].remaining)
+        await inner()
+        await hello(scope, receive, send)
+
+    shell = Seawall(app, config={**plan(rate="5/hour"), "mode": "shadow"}, clock=clock, registry=registry)
+    assert statuses(shell, 6) == [200] * 6
+    assert left == [4, 3, 3, 3, 3, 3]

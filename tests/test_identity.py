@@ -472,7 +472,8 @@ def test_the_first_line_of_a_repeated_key_header_counts() -> None:
     ("value", "tenant"),
     [
         (None, None), (False, None), ("", None), (" ", None), ("\t\n", None), ("acme", "acme"), (" acme", " acme"),
-        (0, "0"), (42, "42"), (True, "True"), ("ü", "ü"), ("\ud800", bounded_id("\ud800")),
+        (True, None), (b"acme", None), (object(), None), (0, "0"), (42, "42"),
+        ("ü", "ü"), ("\ud800", bounded_id("\ud800")),
         ("x" * MAX_ID, "x" * MAX_ID),
     ],
 )  # fmt: skip

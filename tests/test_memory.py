@@ -394,13 +394,18 @@ async def test_no_timer_thread_or_task_is_started() -> None:
     assert (threading.active_count(), len(asyncio.all_tasks())) == (threads, tasks)
 
 
-def test_a_shard_in_turn_is_any_shard_of_any_meter() -> None:
-    """Every key of a full store is looked at sooner or later, or it could not be forgotten."""
+def test_every_key_of_a_full_store_is_looked_at_in_its_turn() -> None:
+    """Whatever limit and shard it is in: once all are full again, as many are forgotten as there were."""
     bench = Bench(max_keys=300)
-    meters = [bench.meter(Rate(1, DAY), name) for name in ("a", "b", "c")]
+    meters = [bench.meter(Rate(1, HOUR), f"limit-{n}") for n in range(3)]
+    for n in range(300):
+        bench.backend.spend([(meters[n % 3], key(n), 1)])
     counts = meters[0].counts
-    seen = {id(counts.next_shard()[1]) for _ in range(3 * len(meters[0].shards))}
-    assert seen == {id(shard) for meter in meters for shard in meter.shards}
+    assert [meter.held for meter in meters] == [100] * 3
+    assert not counts.forget_one(bench.clock(), bench.clock.wall_ns())
+    bench.clock.advance_ns(HOUR)
+    assert [counts.forget_one(bench.clock(), bench.clock.wall_ns()) for _ in range(297)] == [True] * 297
+    assert bench.stats()["keys"] == 3
 
 
 # Odds and ends

@@ -108,7 +108,7 @@ async def test_a_concurrency_refusal_asks_for_one_or_two_seconds(
         "type": "https://iana.org/assignments/http-problem-types#quota-exceeded",
         "title": "Quota Exceeded",
         "status": 429,
-        "detail": f"Plan 'default' allows 1 requests at once (policy 'concurrency'). Retry in {seconds} s.",
+        "detail": f"Plan 'default' allows 1 request at once (policy 'concurrency'). Retry in {seconds} s.",
         "violated-policies": ["concurrency"],
         "reason": "concurrency",
         "retry_after": seconds,
@@ -428,7 +428,7 @@ def test_a_page_says_what_the_document_says(clock: ManualClock) -> None:
     assert (answer.status, answer.headers["retry-after"]) == (429, "60")
     assert answer.body.decode() == (
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>Quota Exceeded</title><h1>Quota Exceeded</h1>'
-        "<p>Plan 'default' allows 1 requests per minute (policy 'rate'). Retry in 60 s.</p></html>"
+        "<p>Plan 'default' allows 1 request per minute (policy 'rate'). Retry in 60 s.</p></html>"
     )
 
 
@@ -499,7 +499,7 @@ def test_grpc_is_refused_by_trailers_only(content_type: str, clock: ManualClock)
     assert answer.headers["content-type"] == "application/grpc"
     assert answer.headers["grpc-status"] == "8"
     assert unquote(answer.headers["grpc-message"]) == (
-        "Plan 'default' allows 1 requests per minute (policy 'rate'). Retry in 60 s."
+        "Plan 'default' allows 1 request per minute (policy 'rate'). Retry in 60 s."
     )
     assert answer.headers["grpc-retry-pushback-ms"] == "60000"
     assert [message["type"] for message in answer.messages] == ["http.response.start", "http.response.body"]

@@ -7,10 +7,12 @@
 
 from seawall._version import __version__
 from seawall.asgi import LimitExceeded, QuotaMiddleware, RateLimitMiddleware, Seawall
-from seawall.config import ConfigError
+from seawall.backends.memory import MemoryBackend
+from seawall.config import ConfigError, load
 from seawall.decision import Decision, Refusal
 from seawall.endpoint import charge, limit, usage
 from seawall.metrics import metrics_app
+from seawall.policy import Policy
 from seawall.responses import EXPOSE_HEADERS
 
 __all__ = [
@@ -18,6 +20,8 @@ __all__ = [
     "ConfigError",
     "Decision",
     "LimitExceeded",
+    "MemoryBackend",
+    "Policy",
     "QuotaMiddleware",
     "RateLimitMiddleware",
     "Refusal",
@@ -25,6 +29,7 @@ __all__ = [
     "__version__",
     "charge",
     "limit",
+    "load",
     "metrics_app",
     "usage",
 ]

@@ -10,10 +10,11 @@ A refusal is a value. `Admission.settle` never awaits and never raises, and it m
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Literal, Protocol, TypeAlias, final
+from uuid import UUID
 
 from seawall.backends import LISTED, Backend, Charge, Key, Meter, Verdict
 from seawall.decision import NEVER, Mode, Outcome
@@ -217,7 +218,7 @@ class Stage(Protocol):
         ...
 
     def settle(self, ticket: Ticket, outcome: Outcome, *, refund: bool) -> None:
-        """Give back what is held. Called for every ticket that was asked, also twice."""
+        """Give back what is held: called where the ticket says ``held`` or ``refund`` is due, also twice."""
         ...
 
 
@@ -339,12 +340,18 @@ def _whose(per: Per, profile: Profile) -> tuple[str, Whose]:
     return "combination", lambda ticket: _combination(ticket, kinds)
 
 
-def bounded_id(value: object) -> str:
-    """A caller's id as text of at most 128 characters.
+def bounded_id(value: object) -> str | None:
+    """A caller's id as text of at most 128 characters; ``None`` for what is no text, whole number or UUID.
 
-    Longer ones by their hash, so that a key stays small, and so are those that no output could encode.
+    Longer ones by their hash, so that a key stays small, and so are those that no output could encode. Anything else
+    would be one caller today and another tomorrow, as the ``repr`` of an object is.
     """
-    text = value if isinstance(value, str) else str(value)
+    if isinstance(value, str):
+        text = value
+    elif isinstance(value, int | UUID) and not isinstance(value, bool):
+        text = str(value)
+    else:
+        return None
     if len(text) > MAX_ID or (not text.isascii() and _SURROGATE.search(text)):
         return "blake2b:" + blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
     return text
@@ -360,8 +367,13 @@ def _address(ticket: Ticket) -> Key:
 
 def _state(ticket: Ticket, name: str) -> str:
     """The text of ``scope["state"][name]``; all requests without it share one bucket rather than escape the limit."""
-    value = (ticket.scope.get("state") or {}).get(name)
-    return "" if value is None else bounded_id(value)
+    return bounded_id(state_of(ticket.scope, name)) or ""
+
+
+def state_of(scope: Mapping[str, Any], name: str) -> object:
+    """What a middleware further out has left under ``name``; servers and frameworks differ in what ``state`` is."""
+    state = scope.get("state")
+    return state.get(name) if isinstance(state, Mapping) else getattr(state, name, None)
 
 
 def _combination(ticket: Ticket, kinds: Per) -> bytes:

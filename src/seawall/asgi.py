@@ -13,11 +13,11 @@ from __future__ import annotations
 import inspect
 import random as random_module
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
 from os import PathLike
 from time import monotonic_ns, time_ns
-from typing import TYPE_CHECKING, Any, TypeAlias, final
+from typing import Any, TypeAlias, TypeVar, final
 from weakref import WeakSet
 
 from prometheus_client import CollectorRegistry
@@ -31,9 +31,9 @@ from seawall.backends.memory import MemoryBackend
 from seawall.config import ConfigError, load, load_mapping, simple
 from seawall.config.diagnostics import Diagnostic
 from seawall.decision import Clock, Mode, Outcome, Refusal
-from seawall.exchange import SCOPE_KEY, ASGIApp, Exchange, Passed, Receive, Scope, Send, Shell, current_exchange
+from seawall.exchange import SCOPE_KEY, ASGIApp, Exchange, Passed, Receive, Scope, Send, current_exchange
 from seawall.gate import Gate, Identify
-from seawall.identity import FORWARDING_HEADERS, NetworkSet, tenant_id
+from seawall.identity import NetworkSet, is_forwarded, tenant_id
 from seawall.metrics import (
     ALLOWED,
     BUILD_INFO,
@@ -51,19 +51,16 @@ from seawall.metrics import (
     Reading,
     metrics_app,
 )
-from seawall.notation import NotationError, parse_quota, parse_rates
+from seawall.notation import NotationError, RateLike, parse_quota, parse_rates
 from seawall.policy import Per, Plan, Policy, Route, RouteLimit
 from seawall.rate import Quota, Rate
 from seawall.responses import Header, Prepared, grpc_headers, wants_html
 from seawall.routing import has_control_character, path_below_root
 from seawall.stages import CALLER, TenantConcurrency
 
-if TYPE_CHECKING:
-    from limits import RateLimitItem
-
-OnReject: TypeAlias = Callable[[Any, Refusal], "ASGIApp | None"]
+OnReject: TypeAlias = Callable[[Any, Refusal], "ASGIApp | None | Awaitable[ASGIApp | None]"]
 Config: TypeAlias = "str | PathLike[str] | Mapping[str, Any] | Policy"
-RateLike: TypeAlias = "str | RateLimitItem | Sequence[str | RateLimitItem]"
+T = TypeVar("T")
 
 _REQUEST_BOUNDS = REQUEST_DURATION.bounds_ns
 _DECISION_BOUNDS = DECISION_DURATION.bounds_ns
@@ -98,8 +95,15 @@ class Middleware:
     ) -> None:
         self.app = app
         self.policy = policy
-        self.identify = identify
-        self._on_reject = on_reject
+        self._inner = [link for link in advice.chain(app) if isinstance(link, Middleware)]
+        # What stands further in with the same policy is done here, in one decision; there it finds itself covered.
+        absorbed = [inner for inner in self._inner if _same(inner.policy, policy)]
+        self._enforced = self.parts.union(*(inner.parts for inner in absorbed))
+        identify = _agreed("identify", identify, *(inner.identify for inner in absorbed))
+        on_reject = _agreed("on_reject", on_reject, *(inner.on_reject for inner in absorbed))
+        backend = _agreed("backend", backend, *(inner.given_backend for inner in absorbed))
+        self.identify: Identify | None = identify
+        self.on_reject: OnReject | None = on_reject
         self._clock = clock or monotonic_ns
         if policy.backend.type != "memory" and backend is None:
             raise misuse(
@@ -107,7 +111,7 @@ class Middleware:
             )
         if policy.default_plan is None and identify is not None:
             raise misuse("identify= may name tenants that the file does not list: set defaults.plan")
-        self._given_backend = backend
+        self.given_backend: Backend | None = backend
         self._wall_clock: Clock = getattr(clock, "wall_ns", time_ns)
         self._random = random
         self._publication = Publication.of(registry)
@@ -117,10 +121,6 @@ class Middleware:
         self._metrics_path = policy.metrics.path
         self._metrics_allow = None if policy.metrics.allow is None else NetworkSet(policy.metrics.allow)
         self._metrics_app: ASGIApp = metrics_app(registry)
-        self._inner = [link for link in advice.chain(app) if isinstance(link, Middleware)]
-        # What stands further in with the same policy is done here, in one decision; there it finds itself covered.
-        absorbed = [inner.parts for inner in self._inner if _same(inner.policy, policy)]
-        self._enforced = self.parts.union(*absorbed)
         self.gate = self._build_gate()
         self._looks = _FORWARDING_LOOKS if self.gate.clients.trusts_nobody else 0
         self._decision_seconds = self._cells.index(DECISION_DURATION, self.gate.backend.name)
@@ -129,7 +129,7 @@ class Middleware:
         self._advise()
 
     def _build_gate(self) -> Gate:
-        backend = self._given_backend or MemoryBackend(
+        backend = self.given_backend or MemoryBackend(
             max_keys=self.policy.backend.max_keys, clock=self._clock, wall_clock=self._wall_clock
         )
         return Gate(
@@ -151,20 +151,21 @@ class Middleware:
         if (kind != "http" and kind != "websocket") or _switched_off:
             return await self.app(scope, receive, send)
         started = self._clock()
-        method = scope["method"] if kind == "http" else "GET"
+        # Upper case, for some routers and servers take `post` where a rule says POST.
+        method = scope["method"].upper() if kind == "http" else "GET"
         if type(scope["headers"]) is not list:
             scope["headers"] = list(scope["headers"])  # any iterable is allowed, and it is read more than once
         if method == "OPTIONS" and _is_preflight(scope["headers"]):
             return await self.app(scope, receive, send)
         gate = self.gate
         seen: Exchange | Passed | None = scope.get(SCOPE_KEY)
-        if seen is not None and self._is_covered_by(seen.shell):
+        if seen is not None and self._is_covered_by(seen, scope):
             return await self.app(scope, receive, send)
         path = path_below_root(scope, self._root) if self._root or scope.get("root_path") else scope["path"]
         if path == self._metrics_path and method in _READS and kind == "http":
             return await self._serve_metrics(seen, scope, receive, send)
-        if not path.isprintable() and has_control_character(path):
-            return await self._turn_away(_CONTROL_CHARACTER, Mode.ENFORCE, seen, scope, receive, send)
+        if not path.isprintable() and has_control_character(path) and gate.policy.mode is not Mode.OFF:
+            return await self._turn_away(_CONTROL_CHARACTER, gate.policy.mode, seen, scope, receive, send)
         position = gate.routes.match(path, method)
         if gate.passes[position]:
             return await self._pass(None, seen, scope, receive, send)
@@ -180,7 +181,7 @@ class Middleware:
             self._look_for_proxies(scope)
         if self.identify is None:
             tenant = gate.tenants.find(scope)
-        elif seen is not None and seen.shell.identify == self.identify:
+        elif type(seen) is Exchange and seen.shell.identify == self.identify:
             tenant = seen.tenant
         else:
             tenant = await self._identified(seen, scope)
@@ -217,11 +218,14 @@ class Middleware:
                 lane.reject(denied)
                 if lane.enforced:
                     return await exchange.refuse(denied)
+                exchange.settle(Outcome.SUCCESS, refund=True)  # as enforcing would have left it
             entered = decided
             values[lane.inflight] += 1
             scope[SCOPE_KEY] = exchange
             await self.app(scope, receive, exchange.answer)
             ended = ALLOWED
+            if exchange.withheld is not None and not exchange.answered:
+                await exchange.refuse(exchange.withheld)
         except Exception as error:
             ended = ALLOWED  # the server will answer 500
             if not (_is_refusal(error) and await exchange.refuse_late()):
@@ -237,7 +241,8 @@ class Middleware:
                 exchange.count(ended)
             if exchange.held or exchange.owed or exchange.refused:
                 exchange.settle(Outcome.SUCCESS, refund=exchange.refused)
-            # The scope holds the exchange; with both ways a request would be left to the garbage collector.
+            # Or each request would be a cycle, left to the garbage collector; and whoever serves a scope again is new.
+            scope.pop(SCOPE_KEY, None)
             exchange.scope = None
             exchange.inside = ()
             # Set and not reset: the coroutine may be closed in another context, in which a token is an error.
@@ -257,7 +262,11 @@ class Middleware:
                 lane.reject(denied)
                 if lane.enforced:
                     return await outer.refuse(denied)
+                inner.settle(Outcome.SUCCESS, refund=True)
             await self.app(scope, receive, send)
+        except Exception as error:
+            if not (_is_refusal(error) and await outer.refuse_late()):
+                raise
         finally:
             inner.settle(Outcome.SUCCESS, refund=outer.refused)
             inner.scope = None
@@ -267,7 +276,14 @@ class Middleware:
     ) -> None:
         """Serve what is exempt: counted, and otherwise untouched."""
         self._count_nobody(EXEMPT, seen, scope, tenant)
-        await self.app(scope, receive, send)
+        await self._serve_passed(seen, scope, receive, send)
+
+    async def _serve_passed(self, seen: Exchange | Passed | None, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            if seen is None:
+                scope.pop(SCOPE_KEY, None)
 
     def _count_nobody(
         self, outcome: int, seen: Exchange | Passed | None, scope: Scope, tenant: str | None = None
@@ -275,7 +291,7 @@ class Middleware:
         """Count a request without a lane, unless a shell further out counts it; shells further in will not."""
         if seen is not None:
             return
-        scope[SCOPE_KEY] = Passed(self, tenant)
+        scope[SCOPE_KEY] = Passed(self, scope)
         values = self._cells.values
         values[self.gate.nobody[outcome]] += 1
         if self.gate.labels is not None and tenant is not None:
@@ -295,18 +311,29 @@ class Middleware:
         self._cells.values[self._cells.index(spec, denied.reason, "", "", "none")] += 1
         if mode is Mode.SHADOW:
             self._count_nobody(ALLOWED, seen, scope)
-            return await self.app(scope, receive, send)
+            return await self._serve_passed(seen, scope, receive, send)
         if type(seen) is Exchange:
             return await seen.refuse(denied)
         self._count_nobody(DENIED, seen, scope)
         await self.deliver(self.gate.answers.prepare(denied), None, [], scope, receive, send)
 
     async def deliver(
-        self, prepared: Prepared, after: int | None, limits: list[Header], scope: Scope, receive: Receive, send: Send
+        self,
+        prepared: Prepared,
+        after: int | None,
+        limits: list[Header],
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        *,
+        connected: bool = False,
     ) -> None:
-        """Send a refusal in the form that its caller understands. The request's body is not read."""
-        if self._on_reject is not None:
-            custom = self._custom(scope, prepared.refusal(after))
+        """Send a refusal in the form that its caller understands. The request's body is not read.
+
+        ``connected`` is whether the application may have taken a WebSocket's first message already.
+        """
+        if self.on_reject is not None:
+            custom = await self._custom(scope, prepared.refusal(after))
             if custom is not None:
                 return await custom(scope, receive, send)
         accept = content_type = b""
@@ -316,7 +343,7 @@ class Middleware:
             elif name == b"content-type":
                 content_type = value
         if content_type.startswith(b"application/grpc") and scope["type"] == "http":
-            headers = grpc_headers(prepared, after)
+            headers = [*grpc_headers(prepared, after), *limits]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             return await send({"type": "http.response.body", "body": b""})
         html = b"html" in accept.lower() and wants_html(accept)
@@ -325,19 +352,22 @@ class Middleware:
         if scope["type"] == "http":
             await send(start)
             return await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
-        await receive()  # the handshake, which a server may want to have handed over first
+        if not connected:
+            await receive()  # the handshake, which a server may want to have handed over first
         if "websocket.http.response" in (scope.get("extensions") or ()):
             await send({**start, "type": "websocket.http.response.start"})
             return await send({"type": "websocket.http.response.body", "body": body})
         # 1013, try again later; the reason is all that can be said before a connection is there.
         await send({"type": "websocket.close", "code": 1013, "reason": prepared.reason})
 
-    def _custom(self, scope: Scope, refusal: Refusal) -> ASGIApp | None:
+    async def _custom(self, scope: Scope, refusal: Refusal) -> ASGIApp | None:
         """What `on_reject` wants to answer instead."""
-        if self._on_reject is None:
+        if self.on_reject is None:
             return None
         try:
-            return self._on_reject(scope, refusal)
+            answer: Any = self.on_reject(scope, refusal)
+            custom: ASGIApp | None = await answer if inspect.isawaitable(answer) else answer
+            return custom
         except Exception:
             advice.once("on_reject", "on_reject= failed; refusals are answered as usual", exc_info=True)
             return None
@@ -378,15 +408,21 @@ class Middleware:
         peer = clients.peer(scope)
         if peer not in allowed:
             return False
-        if not any(name in FORWARDING_HEADERS for name, _ in scope["headers"]):
+        if not is_forwarded(scope["headers"]):
             return True
         # A proxy that tells nothing we can read is no client either.
         client = clients.resolve(scope)
         return clients.trusts(peer) and client != peer and client in allowed
 
-    def _is_covered_by(self, outer: Shell) -> bool:
-        """Whether a shell further out already enforces everything that this one would."""
+    def _is_covered_by(self, seen: Exchange | Passed, scope: Scope) -> bool:
+        """Whether a shell further out already enforces everything that this one would.
+
+        In an application mounted below it the same rules are about other paths, so there it does not.
+        """
+        outer = seen.shell
         if not (self.parts <= outer.gate.parts and _same(self.policy, outer.gate.policy)):
+            return False
+        if seen.root != scope.get("root_path"):
             return False
         if self.parts & outer.parts:
             advice.about_twice(type(self).__name__)
@@ -424,8 +460,8 @@ class Middleware:
 
     def reset(self) -> None:
         """Forget every caller's usage, and all counts (tests). A backend that was given forgets if it can."""
-        if isinstance(self._given_backend, MemoryBackend):
-            self._given_backend.clear()
+        if isinstance(self.given_backend, MemoryBackend):
+            self.given_backend.clear()
         self.gate = self._build_gate()
         self._looks = _FORWARDING_LOOKS if self.gate.clients.trusts_nobody else 0
         self._cells.clear()
@@ -453,9 +489,10 @@ class Seawall(Middleware):
     is one rate for every client address (``"100/minute"``). Exactly one of the two is given.
 
     ``backend`` replaces the one that the configuration names. ``identify(scope)`` returns a tenant's id (or ``None``
-    for an anonymous caller) instead of the configured sources, now or awaited. ``on_reject(scope, refusal)`` returns an
-    ASGI app that answers instead of Seawall, or ``None``. ``registry`` is where metrics are published, by default one
-    of Seawall's own (`metrics_app`). ``clock`` is monotonic nanoseconds (tests).
+    for an anonymous caller) instead of the configured sources, now or awaited. ``on_reject(scope, refusal)`` returns,
+    now or awaited, an ASGI app that answers instead of Seawall (all of it: headers as well), or ``None``. ``registry``
+    is where metrics are published, by default one of Seawall's own (`metrics_app`). ``clock`` is monotonic nanoseconds
+    (tests).
 
     Raises `ConfigError`, whose text is every mistake in the file at its place.
 
@@ -608,6 +645,14 @@ def misuse(message: str) -> ConfigError:
 def _same(one: Policy, other: Policy) -> bool:
     """Whether two policies are one, loaded twice. Asked on the request path, so by their digests."""
     return one is other or (one.digest == other.digest != "")
+
+
+def _agreed(name: str, *given: T | None) -> T | None:
+    """What stacked middlewares of one policy were given, by whichever of them; they may not disagree."""
+    told = [value for value in given if value is not None]
+    if any(value != told[0] for value in told):
+        raise misuse(f"stacked middlewares of one policy were given different {name}=")
+    return told[0] if told else None
 
 
 def _is_preflight(headers: Iterable[tuple[bytes, bytes]]) -> bool:

@@ -16,12 +16,12 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import HTTPConnection
 
 from seawall.admission import charges_of
-from seawall.asgi import LimitExceeded, RateLike, misuse, parse_per
+from seawall.asgi import LimitExceeded, misuse, parse_per
 from seawall.backends import Verdict
-from seawall.decision import NEVER, Decision, Mode
+from seawall.decision import NEVER, Decision, Outcome
 from seawall.exchange import SCOPE_KEY, Exchange, current_exchange
 from seawall.gate import Checks, Lane
-from seawall.notation import NotationError, parse_rates
+from seawall.notation import NotationError, RateLike, parse_rates
 from seawall.policy import RouteLimit, is_reserved
 from seawall.rate import SECOND, Rate
 from seawall.stages import refused_spend
@@ -75,7 +75,7 @@ class Limit:
             raise TypeError("seawall.limit decorates a function; limit a class of endpoints by a route in the file")
         if inspect.isasyncgenfunction(endpoint) or inspect.isgeneratorfunction(endpoint):
             raise TypeError("seawall.limit decorates a function, not a generator; use it as a dependency")
-        is_coroutine = inspect.iscoroutinefunction(endpoint)
+        is_coroutine = inspect.iscoroutinefunction(endpoint) or inspect.iscoroutinefunction(type(endpoint).__call__)
 
         @functools.wraps(endpoint)
         async def limited(*args: Any, **kwargs: Any) -> Any:
@@ -87,30 +87,36 @@ class Limit:
         return limited
 
     async def _enforce(self, exchange: Exchange | None) -> None:
-        if exchange is None or exchange.terms.mode is Mode.OFF:
-            return
-        checks = self._checks(exchange)
+        if exchange is None or exchange.scope is None:
+            return  # exempt, or a task that has outlived its request
+        # The shell that is furthest in knows best who calls, and what mode holds.
+        visit = exchange.inside[-1] if exchange.inside else exchange
+        checks = self._checks(visit)
         entries = checks.entries
-        pending = exchange.gate.backend.spend(charges_of(exchange, [(e.meter, e.whose, e.cost) for e in entries]))
+        gate, lane = visit.gate, visit.lane
+        pending = gate.backend.spend(charges_of(visit, [(e.meter, e.whose, e.cost) for e in entries]))
         verdict = pending if isinstance(pending, Verdict) else await pending
-        checks.count(verdict, exchange.gate.cells.values)
-        if exchange.lane.enforced:
-            exchange.add(entries, verdict)
+        checks.count(verdict, gate.cells.values)
+        if lane.enforced:
+            exchange.add(entries, verdict, gate.backend)
         if verdict.admitted:
             return
-        denied = refused_spend(exchange.terms, entries, verdict)
-        exchange.lane.reject(denied)
-        if exchange.lane.enforced:
+        denied = refused_spend(visit.terms, entries, verdict)
+        lane.reject(denied)
+        if lane.enforced:
             exchange.withheld = denied
             raise LimitExceeded
+        for part in (exchange, *exchange.inside):
+            if not part.lane.enforced:
+                part.settle(Outcome.SUCCESS, refund=True)  # as enforcing would have left it
 
-    def _checks(self, exchange: Exchange) -> Checks:
+    def _checks(self, visit: Exchange) -> Checks:
         """The limit as it is for the callers of a lane."""
-        lane = exchange.lane
+        lane = visit.lane
         known = self._known.get(lane)
         if known is None:
-            entries = exchange.gate.entries(self._limit, lane)
-            known = self._known[lane] = Checks(entries, lane.terms.plan, exchange.gate.cells)
+            entries = visit.gate.entries(self._limit, lane)
+            known = self._known[lane] = Checks(entries, lane.terms.plan, visit.gate.cells)
         return known
 
 
@@ -130,6 +136,8 @@ def limit(rate: RateLike, *, per: str | Sequence[str] = "client_ip", cost: int =
         rates = parse_rates(rate)
     except NotationError as error:
         raise misuse(f"limit(): {error.message}") from None
+    if not rates:
+        raise misuse("limit(): 'unlimited' limits nothing; leave it out")
     if not _is_whole(cost) or not 1 <= cost <= 1_000_000:
         raise misuse(f"limit(): cost is a whole number from 1 to 1,000,000, not {cost!r}")
     if name is None:
@@ -153,7 +161,8 @@ def charge(request: HTTPConnection, cost: int) -> None:
     back never exceeds what this request was charged, and is void once the quota's window is over.
 
     ``cost`` is a whole number of at most 1e9 either way: `TypeError` and `ValueError` otherwise. May be called from any
-    thread and more than once; it takes effect with the next message of the answer, or at its end.
+    thread and more than once; it takes effect with the next message of the answer, or at the end of the request, and
+    none after it.
     """
     if not _is_whole(cost):
         raise TypeError(f"cost is a whole number, not {cost!r}")
@@ -190,5 +199,5 @@ def usage(request: HTTPConnection) -> dict[str, Decision]:
         allowed = part.terms.concurrency
         if allowed is not None:
             left = max(0, allowed - part.gate.concurrency.in_flight(part.principal))
-            found["concurrency"] = Decision(left > 0, "concurrency", allowed, left, 0.0, 0.0)
+            found["concurrency"] = Decision(left > 0, "concurrency", allowed, left, 0.0 if left else 1.0, 0.0)
     return found

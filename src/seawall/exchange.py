@@ -7,7 +7,7 @@ from contextvars import ContextVar
 from typing import Any, Protocol, TypeAlias, final
 
 from seawall.admission import Closest, Denied, Entry, Ticket
-from seawall.backends import Charge, Key, Verdict
+from seawall.backends import Backend, Charge, Key, Verdict
 from seawall.decision import Outcome
 from seawall.gate import Gate, Identify, Lane
 from seawall.metrics import ALLOWED, DENIED, LIMITED
@@ -38,19 +38,27 @@ class Shell(Protocol):
     parts: frozenset[str]
 
     async def deliver(
-        self, prepared: Prepared, after: int | None, limits: list[Header], scope: Scope, receive: Receive, send: Send
+        self,
+        prepared: Prepared,
+        after: int | None,
+        limits: list[Header],
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        *,
+        connected: bool = False,
     ) -> None: ...
 
 
 @final
 class Passed:
-    """A request that a shell has let pass without a lane: exempt, and counted."""
+    """A request that a shell has let pass without a lane: exempt, and counted. ``root`` is where it was then."""
 
-    __slots__ = ("shell", "tenant")
+    __slots__ = ("root", "shell")
 
-    def __init__(self, shell: Shell, tenant: str | None) -> None:
+    def __init__(self, shell: Shell, scope: Scope) -> None:
         self.shell = shell
-        self.tenant = tenant
+        self.root = scope.get("root_path")
 
 
 @final
@@ -59,8 +67,9 @@ class Exchange(Ticket):
 
     ``closest`` is what the RateLimit header is about, ``extra`` what limits outside its terms have spent, ``owed`` a
     cost that `seawall.charge` has noted and that is not spent yet, ``returnable`` what can be given back of each entry
-    once such were. ``withheld`` is a refusal that a limit inside the application has decided on: whatever the
-    application then begins to answer, the refusal is sent instead. ``inside`` are the exchanges of shells further in.
+    once there was such a cost. ``withheld`` is a refusal that a limit inside the application has decided on: whatever
+    the application then begins to answer, the refusal is sent instead. ``inside`` are the exchanges of shells further
+    in, ``dues`` what limits of endpoints took. ``muted``: what else the application sends is of no interest to anybody.
     """
 
     __slots__ = (
@@ -69,13 +78,16 @@ class Exchange(Ticket):
         "answered",
         "closest",
         "counted",
+        "dues",
         "extra",
         "gate",
         "inside",
         "lane",
+        "muted",
         "owed",
         "refused",
         "returnable",
+        "root",
         "shell",
         "withheld",
     )
@@ -117,14 +129,19 @@ class Exchange(Ticket):
         self.owed = 0
         self.returnable: list[int] | None = None
         self.counted = False
+        self.muted = False
+        self.root = scope.get("root_path")
+        self.dues: tuple[tuple[Backend, Verdict], ...] = ()
 
     def __repr__(self) -> str:
         who = f"tenant {self.tenant!r}" if self.tenant is not None else "an anonymous caller"
         return f"<Exchange with {who} on {self.terms.route.name}, {'answered' if self.answered else 'open'}>"
 
-    def add(self, entries: Sequence[Entry], verdict: Verdict) -> None:
-        """Let the headers speak of a limit outside the policy as well."""
+    def add(self, entries: Sequence[Entry], verdict: Verdict, backend: Backend) -> None:
+        """Let the headers speak of a limit outside the policy as well, and a refusal give back what it took."""
         self.extra = (*self.extra, (entries, verdict))
+        if verdict.admitted:
+            self.dues = (*self.dues, (backend, verdict))
         self.closest = None
 
     def include(self, inner: Exchange) -> None:
@@ -139,9 +156,15 @@ class Exchange(Ticket):
         """
         if self.owed:
             self.pay()
-        if self.answered:
-            return _nothing() if self.refused else self._send(message)
+            for inner in self.inside:
+                inner.pay()
         kind = message["type"]
+        if self.answered:
+            if self.muted:
+                return _nothing()
+            if self.withheld is not None and kind == "websocket.http.response.start":
+                return self._close()  # how frameworks answer an exception, but the connection stands
+            return self._send(message)
         if kind not in _STARTS:
             return self._send(message)
         if self.withheld is not None:
@@ -157,8 +180,7 @@ class Exchange(Ticket):
 
     async def refuse(self, denied: Denied) -> None:
         """Answer with a refusal, whoever decided on it."""
-        self.refused = True
-        self.answered = True
+        self.refused = self.answered = self.muted = True
         limited = denied.status == CALLER
         self.count(LIMITED if limited else DENIED)
         answers = self.gate.answers
@@ -171,22 +193,28 @@ class Exchange(Ticket):
             allowed = denied.terms.concurrency or 0
             limits = answers.concurrency_headers(self.policies(), allowed, self.gate.wall_clock())
         after = answers.delay(denied, wait)
-        await self.shell.deliver(answers.prepare(denied), after, limits, self.scope, self._receive, self._send)
+        prepared, connected = answers.prepare(denied), self.withheld is not None
+        await self.shell.deliver(prepared, after, limits, self.scope, self._receive, self._send, connected=connected)
 
     async def refuse_late(self) -> bool:
         """Send the refusal that the application let through as an exception; false if it is none, or too late."""
         if self.withheld is None:
             return False
-        if self.refused:
+        if self.muted:
             return True
         if not self.answered:
             await self.refuse(self.withheld)
             return True
         if self.scope["type"] == "websocket":
-            # The connection stands, so all that is left is to end it: 1013, try again later.
-            await self._send({"type": "websocket.close", "code": 1013, "reason": self.withheld.reason})
+            await self._close()
             return True
         return False
+
+    async def _close(self) -> None:
+        """End a WebSocket that was accepted before a limit refused it: 1013, try again later."""
+        self.muted = True
+        reason = self.withheld.reason if self.withheld is not None else ""
+        await self._send({"type": "websocket.close", "code": 1013, "reason": reason})
 
     def count(self, outcome: int) -> None:
         """Count the request, once: as it is answered, or at its end."""
@@ -265,10 +293,9 @@ class Exchange(Ticket):
             self.charged = False
             self._give_back(self.verdict, dict(enumerate(self.returnable)))
         if refund:
-            extra, self.extra = self.extra, ()
-            for _, verdict in extra:
-                if verdict.admitted:
-                    self.gate.backend.refund(verdict.charges, verdict.wall)
+            dues, self.dues = self.dues, ()
+            for backend, verdict in dues:
+                backend.refund(verdict.charges, verdict.wall)
         if self.held or refund:
             self.gate.admission.settle(self, outcome, refund=refund)
 

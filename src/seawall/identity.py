@@ -14,7 +14,8 @@ from hashlib import sha256
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from typing import Any, TypeAlias, final
 
-from seawall.admission import bounded_id
+from seawall import advice
+from seawall.admission import bounded_id, state_of
 from seawall.decision import Clock
 from seawall.policy import Identity, Key, Network
 
@@ -25,11 +26,13 @@ UNKNOWN: Address = b"unknown"
 
 MAX_HOPS = 32
 MAX_FORWARDED = 2_048
-FORWARDING_HEADERS = frozenset({b"x-forwarded-for", b"forwarded", b"x-real-ip", b"x-forwarded-host", b"via"})
+_FORWARDING = frozenset(
+    b"forwarded via x-real-ip x-client-ip true-client-ip cf-connecting-ip x-cluster-client-ip".split()
+)
 
 _MAPPED = bytes(10) + b"\xff\xff"
 # One pair of a Forwarded element (RFC 7239), or nothing between two semicolons. A torn or escaped quote is neither.
-_FORWARDED_PAIR = re.compile(r'\s*(?:([^\s=;"\\]+)\s*=\s*(?:"([^"\\]*)"|([^\s;"\\]*)))?\s*(?:;|$)')
+_FORWARDED_PAIR = re.compile(r'\s*+(?:([^\s=;"\\]+)\s*+=\s*+(?:"([^"\\]*)"|([^\s;"\\]*+)))?+\s*+(?:;|$)')
 
 
 def parse_address(text: str) -> Address | None:
@@ -215,8 +218,7 @@ class TenantSource:
         """The tenant's id, or ``None`` for an anonymous caller."""
         for header, name in self._sources:
             if header is None:
-                state = scope.get("state")
-                tenant = tenant_id(state.get(name)) if state else None
+                tenant = tenant_id(state_of(scope, name))
                 if tenant is not None:
                     return tenant
                 continue
@@ -233,8 +235,17 @@ class TenantSource:
 
 def tenant_id(value: object) -> str | None:
     """An id from ``state`` or ``identify`` as text; nothing for ``None``, ``False`` and blanks."""
-    text = "" if value is None or value is False else bounded_id(value)
+    if value is None or value is False:
+        return None
+    text = bounded_id(value)
+    if text is None:
+        advice.once("id", f"a tenant's id is text, a whole number or a UUID, not {type(value).__name__}; it is ignored")
     return None if not text or text.isspace() else text
+
+
+def is_forwarded(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether a proxy has left a trace in ``headers``."""
+    return any(name in _FORWARDING or name.startswith(b"x-forwarded-") for name, _ in headers)
 
 
 def key_digest(key: bytes) -> bytes:

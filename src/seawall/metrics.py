@@ -144,7 +144,7 @@ class Cells:
 
     def series(self) -> Iterable[tuple[Spec, tuple[str, ...], int]]:
         """Every series and its first cell."""
-        for (spec, labels), at in self._series.items():
+        for (spec, labels), at in list(self._series.items()):  # at once: a scrape may come from another thread
             yield spec, labels, at
 
 

@@ -88,13 +88,18 @@ def period_text(period_ns: int) -> str:
     return f"{period_ns / SECOND:g} seconds"
 
 
+def requests(count: int) -> str:
+    """A number of requests, in words."""
+    return "1 request" if count == 1 else f"{count} requests"
+
+
 def allowance(entry: Entry) -> str:
     """What an entry allows, in words."""
     rate = entry.rate
     if isinstance(rate, Quota):
-        return f"{rate.limit} requests per {rate.span}"
+        return f"{requests(rate.limit)} per {rate.span}"
     burst = f" with a burst of {rate.burst}" if rate.burst != rate.amount else ""
-    return f"{rate.amount} requests per {period_text(rate.period_ns)}{burst}"
+    return f"{requests(rate.amount)} per {period_text(rate.period_ns)}{burst}"
 
 
 def policy_header(entries: Iterable[Entry], concurrency: int | None) -> bytes:
@@ -197,7 +202,8 @@ class Answers:
         """Everything of a refusal that does not change from one to the next."""
         waits = denied.waits
         names = waits[0][0] if len(waits) == 1 else tuple([name for name, _ in waits])
-        key = (denied.terms, denied.status, denied.timed, names)
+        # By the entry and not only its name: endpoints' limits may be called the same.
+        key = (denied.terms, denied.first and denied.first[0], denied.status, denied.timed, names)
         prepared = self._prepared.get(key)
         if prepared is None:
             if len(self._prepared) >= MAX_PREPARED:
@@ -290,8 +296,8 @@ def _words(denied: Denied) -> str:
         return "The path has a control character." if denied.status == 400 else "Access from here is not allowed."
     plan = denied.terms.plan if denied.terms else ""
     if denied.first is None:
-        most = denied.terms.concurrency if denied.terms else 0
-        return f"Plan '{plan}' allows {most} requests at once (policy 'concurrency')."
+        most = (denied.terms.concurrency if denied.terms else None) or 0
+        return f"Plan '{plan}' allows {requests(most)} at once (policy 'concurrency')."
     entry = denied.first[0]
     who = f"Plan '{plan}'" if entry.of_plan else "This endpoint"
     if not denied.timed:
@@ -325,6 +331,7 @@ def grpc_headers(prepared: Prepared, after: int | None) -> list[Header]:
         (b"content-type", b"application/grpc"),
         (b"grpc-status", b"%d" % _GRPC[prepared.status]),
         (b"grpc-message", quote(words, safe=" '()").encode()),
+        (b"cache-control", b"no-store"),
     ]
     if after is not None:
         headers.append((b"grpc-retry-pushback-ms", b"%d" % (after * 1_000)))

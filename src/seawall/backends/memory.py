@@ -38,18 +38,33 @@ class _Store:
         self.meters: list[MemoryMeter] = []
         self.turn = 0
 
-    def next_shard(self) -> tuple[MemoryMeter, dict[Key, int]]:
-        """The next of all shards in turn, so that every key of a full store is looked at sooner or later."""
-        self.turn += 1
-        meter = self.meters[self.turn % len(self.meters)]
-        return meter, meter.shards[self.turn // len(self.meters) % meter.size]
+    def forget_one(self, now: int, wall: int) -> bool:
+        """Whether a key was forgotten: of the meters that hold any, each is asked in its turn."""
+        holding = [meter for meter in self.meters if meter.held]
+        for _ in range(8):
+            self.turn += 1
+            if holding[self.turn % len(holding)].forget_next(now, wall):
+                return True
+        return False
 
 
 @final
 class MemoryMeter(Meter):
     """A limit and its buckets: full-again instants (or window counts) by key, spread over ``size`` dicts."""
 
-    __slots__ = ("capacity", "ceiling", "counts", "interval", "overflow", "quota", "scale", "shards", "size")
+    __slots__ = (
+        "capacity",
+        "ceiling",
+        "counts",
+        "hand",
+        "held",
+        "interval",
+        "overflow",
+        "quota",
+        "scale",
+        "shards",
+        "size",
+    )
 
     def __init__(self, name: str, store: str, rate: Rate | Quota, counts: _Store, size: int) -> None:
         super().__init__(name, store, rate)
@@ -59,6 +74,8 @@ class MemoryMeter(Meter):
         self.size = size
         self.shards: list[dict[Key, int]] = [{} for _ in range(size)]
         self.overflow: dict[Key, int] = {}
+        self.held = 0
+        self.hand = 0
         bucket = rate if isinstance(rate, Rate) else None
         self.scale = bucket.scale if bucket else 0
         self.interval = bucket.interval if bucket else 0
@@ -77,10 +94,20 @@ class MemoryMeter(Meter):
             return False
         state = shard.pop(key)
         if state <= now * self.scale if self.quota is None else state < self.quota.enter(wall):
+            self.held -= 1
             self.counts.keys -= 1
             self.counts.evicted += 1
             return True
         shard[key] = self.attempt(state, now, wall, 0)[0]
+        return False
+
+    def forget_next(self, now: int, wall: int) -> bool:
+        """`reap` in the next shard that holds anything, as far as one is near."""
+        for _ in range(64):
+            self.hand += 1
+            shard = self.shards[self.hand % self.size]
+            if shard:
+                return self.reap(shard, now, wall)
         return False
 
     def attempt(self, state: int, now: int, wall: int, cost: int) -> tuple[int, int]:
@@ -122,6 +149,9 @@ class MemoryBackend:
             counts = self._stores.get(counted)
             if counts is None:
                 counts = self._stores[counted] = _Store(self._max_keys if capped else -1)
+            if isinstance(rate, Quota):
+                # One of its own: it remembers the window it is in, by this backend's clock.
+                rate = Quota(rate.limit, rate.span, rate.zone)
             size = max(257, self._max_keys // SHARD_KEYS | 1) if capped else 1
             known = self._meters[name, store, rate] = MemoryMeter(name, store, rate, counts, size)
             counts.meters.append(known)
@@ -256,7 +286,8 @@ class MemoryBackend:
                 continue  # forgotten, hence full already
             if meter.quota is not None:
                 shard[key] = meter.quota.refund(state, wall, cost, spent_at)
-            else:
+            elif (wall - spent_at) * meter.scale < meter.capacity:
+                # Later than an empty bucket takes to fill, what was spent then is there again by itself.
                 shard[key] = cast(Rate, meter.rate).refund(state, now, cost)
 
     def _track(
@@ -267,27 +298,27 @@ class MemoryBackend:
         full = now * meter.scale
         shared = b"overflow:%d" % (hash(key) % OVERFLOW_BUCKETS)
         if counts.cap >= 0:
-            # Two for one, so that a store shrinks while new keys come: of this shard, and of whichever has its turn.
+            # Two for one, so that a store shrinks while new keys come: of this shard, and of the next limit's next one.
             meter.reap(shard, now, wall)
-            other, candidate = counts.next_shard()
-            other.reap(candidate, now, wall)
-            if counts.keys >= counts.cap:
-                for _ in range(8):
-                    other, candidate = counts.next_shard()
-                    if other.reap(candidate, now, wall):
-                        break
-                else:
-                    counts.overflowed += 1
-                    meter.overflow.setdefault(shared, full)
-                    return meter.overflow, shared
+            counts.turn += 1
+            other = counts.meters[counts.turn % len(counts.meters)]
+            if other.held:
+                other.forget_next(now, wall)
+            if counts.keys >= counts.cap and not counts.forget_one(now, wall):
+                counts.overflowed += 1
+                meter.overflow.setdefault(shared, full)
+                return meter.overflow, shared
         counts.keys += 1
-        # What it may have spent in overflow goes along, or whoever comes and goes at the cap has two bursts.
-        shard[key] = meter.overflow.get(shared, full)
+        meter.held += 1
+        # What it may have spent in overflow goes along, or whoever comes and goes at the cap has two bursts. Not of a
+        # quota: that does not refill, and would be refused to strangers for the rest of its window.
+        shard[key] = meter.overflow.get(shared, full) if meter.scale else full
         return shard, key
 
     def clear(self) -> None:
         """Forget every key (tests)."""
         for meter in self._meters.values():
+            meter.held = 0
             for shard in (*meter.shards, meter.overflow):
                 shard.clear()
         for store in self._stores.values():

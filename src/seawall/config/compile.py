@@ -98,7 +98,8 @@ def _tenants(
             plan = plans[written.plan or default or ""]
             if written.overrides is not None:
                 plan = _overridden(plan, written.overrides)
-            tenants[name] = Tenant(name, plan, written.priority, _MODES[written.mode])
+            priority = written.priority or (written.overrides.priority if written.overrides is not None else None)
+            tenants[name] = Tenant(name, plan, priority, _MODES[written.mode])
             for key in written.keys:
                 if isinstance(key, str):
                     keys[values.key_digest(key)] = Key(name)
