@@ -251,10 +251,10 @@ class Exchange(Ticket):
         """The RateLimit headers of an answer that the application gives; none where nothing limits it."""
         if self.closest is None:
             self.closest = closest(self.spent(shown=True))
-        answers = self.gate.answers
-        if self.closest is None:
+        answers, about = self.gate.answers, self.closest
+        if about is None:
             return answers.policies_only(self.policies())
-        return answers.limit_headers(self.policies(), self.closest, grows(*self.closest), status)
+        return answers.limit_headers(self.policies(), about, grows(*about), status)
 
     def pay(self) -> None:
         """Spend what `seawall.charge` has noted; give back no more than was taken for this request."""

@@ -76,6 +76,9 @@ class Checks:
 
     def _grows_later(self, one: int, other: int, verdict: Verdict) -> bool:
         entries = self.entries
+        if entries[one].rate is entries[other].rate:
+            # Two limits written alike: 0.1 instead of 0.5 us, and the fuller one grows first.
+            return verdict.states[one] > verdict.states[other]
         return grows(entries[one], one, verdict) > grows(entries[other], other, verdict)
 
 
