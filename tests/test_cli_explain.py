@@ -306,7 +306,7 @@ routes: [{name: search, match: {path: /search}, priority: normal}]
         ("own", "/search", "critical", "the tenant"),
         ("plain", "/search", "normal", "the route"),
         ("plain", "/", "low", "the plan"),
-        ("over", "/", "critical", "the tenant's overrides"),
+        ("over", "/", "critical", "the tenant"),
         ("none", "/", "normal", "nobody sets one"),
     ],
 )

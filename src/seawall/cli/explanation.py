@@ -123,7 +123,7 @@ class _Recorder:
     async def __call__(
         self, scope: Scope, receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]
     ) -> None:
-        self.scope = scope
+        self.scope = dict(scope)
         if scope["type"] == "websocket":
             await send({"type": "websocket.accept", "headers": []})
             return
@@ -360,12 +360,10 @@ class _Case:
     def _priority(self, terms: Terms | None) -> tuple[str, str]:
         if terms is None:
             return "none", "requests that are not limited have none"
-        plan = terms.profile.plan
-        written = self.policy.plans[plan.name].priority
         candidates = (
             ("the tenant", terms.profile.priority),
             ("the route", self.route.priority),
-            ("the plan" if written == plan.priority else "the tenant's overrides", plan.priority),
+            ("the plan", terms.profile.plan.priority),
         )
         source = next((name for name, priority in candidates if priority is not None), "nobody sets one")
         return terms.priority, source
