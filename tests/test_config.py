@@ -858,3 +858,9 @@ def test_a_file_with_a_hundred_thousand_mistakes_is_refused_in_seconds() -> None
 def test_a_policy_is_a_policy() -> None:
     assert isinstance(load(REFERENCE), Policy)
     assert DAY == 86_400 * SECOND
+
+
+def test_an_overridden_priority_is_the_tenant_s_own() -> None:
+    """It wins over a route's, as one that stands beside the plan does."""
+    text = "version: 1\nplans: {default: {rate: 1/s}}\ntenants: {a: {plan: default, overrides: {priority: critical}}}\n"
+    assert loads(text).tenants["a"].priority == "critical"

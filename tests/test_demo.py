@@ -22,7 +22,6 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from starlette.testclient import TestClient
 
 from seawall.cli import demo
 from seawall.cli.demo import screen, serve, shop
@@ -32,6 +31,7 @@ from seawall.cli.demo.server import Server, ServerFailed
 from seawall.cli.demo.verdict import Account, Check, by_caller, caller_checks, compare, judge, most, server_counts
 from seawall.cli.explanation import Limit
 from seawall.config import check
+from seawall.testing import Answer, drive
 from test_cli import environment, invoke
 
 SECOND = 10**9
@@ -281,12 +281,16 @@ def test_the_same_file_serves_and_judges() -> None:
 def test_the_shop_works_with_and_without_fastapi(fastapi: bool) -> None:
     if fastapi and find_spec("fastapi") is None:
         pytest.skip("FastAPI is not installed")
-    client = TestClient(shop.build(fastapi=fastapi), client=("127.0.0.1", 1))
+    app, peer = shop.build(fastapi=fastapi), ("127.0.0.1", 1)
+
+    def ask(path: str, **changes: Any) -> Answer:
+        return asyncio.run(drive(app, path, client=peer, **changes))
+
     for caller in CALLERS:
-        response = client.request(caller.method, caller.target, headers=caller.headers("203.0.113.77"))
-        assert response.status_code == 200, caller
-    assert client.get("/healthz").status_code == 200
-    assert "seawall_requests_total" in client.get("/metrics").text
+        answer = ask(caller.target, method=caller.method, headers=caller.headers("203.0.113.77"))
+        assert answer.status == 200, caller
+    assert ask("/healthz").status == 200
+    assert b"seawall_requests_total" in ask("/metrics").body
 
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]

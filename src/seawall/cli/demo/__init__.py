@@ -12,6 +12,7 @@ import json
 import sys
 from contextlib import suppress
 from importlib.util import find_spec
+from math import isnan
 from pathlib import Path
 from time import monotonic_ns, sleep
 from typing import Annotated, Any
@@ -58,6 +59,8 @@ def run(
       seawall demo --seconds 5 --plain --json result.json
       seawall demo --serve          # and be the caller yourself
     """
+    if isnan(seconds):
+        raise typer.BadParameter("nan is no number of seconds", param_hint="--seconds")
     if find_spec("uvicorn") is None:
         fail('the demo needs uvicorn: pip install "seawall[cli]"')
     try:
