@@ -239,7 +239,7 @@ class Middleware:
                     values[lane.seconds + len(_REQUEST_BOUNDS) + 1] += took
             if not exchange.counted:
                 exchange.count(ended)
-            if exchange.held or exchange.owed or exchange.refused:
+            if exchange.held or exchange.owed or (exchange.refused and (exchange.charged or exchange.dues)):
                 exchange.settle(Outcome.SUCCESS, refund=exchange.refused)
             # Or each request would be a cycle, left to the garbage collector; and whoever serves a scope again is new.
             scope.pop(SCOPE_KEY, None)

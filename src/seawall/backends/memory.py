@@ -103,7 +103,7 @@ class MemoryMeter(Meter):
 
     def forget_next(self, now: int, wall: int) -> bool:
         """`reap` in the next shard that holds anything, as far as one is near."""
-        for _ in range(64):
+        for _ in range(128):
             self.hand += 1
             shard = self.shards[self.hand % self.size]
             if shard:
