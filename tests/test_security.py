@@ -7,7 +7,7 @@ import random
 from contextlib import suppress
 from time import process_time
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import pytest
 from fastapi import FastAPI
@@ -709,6 +709,25 @@ def test_a_scope_that_is_served_twice_is_limited_twice(clock: ManualClock) -> No
     for _ in range(2):
         at_once(app(scope, receive, send))
     assert answers == [200, 429]
+
+
+@pytest.mark.parametrize(("path", "status"), [("/", 401), ("/log%0Ain", 400)])
+def test_a_scope_that_was_turned_away_is_turned_away_again(path: str, status: int, clock: ManualClock) -> None:
+    """Whoever retries outside must not find the second try let through by what the first left in the scope."""
+    app = Seawall(hello, config={**plan(rate="1/minute"), "identity": {"anonymous": "deny"}}, clock=clock)
+    scope = {"type": "http", "method": "GET", "path": unquote(path), "headers": [], "client": ("192.0.2.1", 1)}
+    answers: list[int] = []
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            answers.append(message["status"])
+
+    async def receive() -> Any:
+        raise AssertionError("nobody reads the body")
+
+    for _ in range(2):
+        at_once(app(scope, receive, send))
+    assert answers == [status, status]
 
 
 def test_a_refund_is_void_once_the_bucket_has_refilled_by_itself(clock: ManualClock) -> None:

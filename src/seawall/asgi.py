@@ -275,23 +275,23 @@ class Middleware:
         self, tenant: str | None, seen: Exchange | Passed | None, scope: Scope, receive: Receive, send: Send
     ) -> None:
         """Serve what is exempt: counted, and otherwise untouched."""
-        self._count_nobody(EXEMPT, seen, scope, tenant)
+        self._count_nobody(EXEMPT, seen, tenant)
         await self._serve_passed(seen, scope, receive, send)
 
     async def _serve_passed(self, seen: Exchange | Passed | None, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve what has no lane. Shells further in are told, while it lasts, that it is decided and counted."""
+        if seen is not None:
+            return await self.app(scope, receive, send)
+        scope[SCOPE_KEY] = Passed(self, scope)
         try:
             await self.app(scope, receive, send)
         finally:
-            if seen is None:
-                scope.pop(SCOPE_KEY, None)
+            scope.pop(SCOPE_KEY, None)
 
-    def _count_nobody(
-        self, outcome: int, seen: Exchange | Passed | None, scope: Scope, tenant: str | None = None
-    ) -> None:
-        """Count a request without a lane, unless a shell further out counts it; shells further in will not."""
+    def _count_nobody(self, outcome: int, seen: Exchange | Passed | None, tenant: str | None = None) -> None:
+        """Count a request without a lane, unless a shell further out counts it."""
         if seen is not None:
             return
-        scope[SCOPE_KEY] = Passed(self, scope)
         values = self._cells.values
         values[self.gate.nobody[outcome]] += 1
         if self.gate.labels is not None and tenant is not None:
@@ -310,11 +310,11 @@ class Middleware:
         spec = REJECTIONS if mode is Mode.ENFORCE else SHADOW_REJECTIONS
         self._cells.values[self._cells.index(spec, denied.reason, "", "", "none")] += 1
         if mode is Mode.SHADOW:
-            self._count_nobody(ALLOWED, seen, scope)
+            self._count_nobody(ALLOWED, seen)
             return await self._serve_passed(seen, scope, receive, send)
         if type(seen) is Exchange:
             return await seen.refuse(denied)
-        self._count_nobody(DENIED, seen, scope)
+        self._count_nobody(DENIED, seen)
         await self.deliver(self.gate.answers.prepare(denied), None, [], scope, receive, send)
 
     async def deliver(
@@ -383,12 +383,12 @@ class Middleware:
             advice.once("identify", "identify= failed; its callers are anonymous", exc_info=True)
             return None
         except BaseException:
-            self._count_nobody(CANCELLED, seen, scope)
+            self._count_nobody(CANCELLED, seen)
             raise
 
     async def _serve_metrics(self, seen: Exchange | Passed | None, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a scrape, if this peer may scrape: 404 like any path that does not exist, if not."""
-        self._count_nobody(EXEMPT, seen, scope)
+        self._count_nobody(EXEMPT, seen)
         if self._may_scrape(scope):
             return await self._metrics_app(scope, receive, send)
         headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"9")]
