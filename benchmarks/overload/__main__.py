@@ -9,8 +9,9 @@ import time
 
 from benchmarks.harness import say, show, table
 from benchmarks.overload import laws, scenarios
+from benchmarks.overload.seawall import Seawall
 
-CONTROLLERS = {law.name: law for law in (laws.Nothing, laws.LoopLag)}
+CONTROLLERS = {"seawall": Seawall, **laws.LAWS}
 
 
 def _job(job: tuple[str, str, int]) -> tuple[tuple[str, str, int], dict[str, float], float, int]:

@@ -119,12 +119,15 @@ class Request:
         self.ticket: Any = None
         """A controller's own."""
 
-    def start(self) -> None:
-        """Wake the task that waits for admission; its handler starts one iteration later."""
+    def start(self, check: Callable[[Request], bool] | None = None) -> None:
+        """Wake the task that waits for admission; its handler starts one iteration later.
+
+        The woken task asks ``check`` first, and answers a refusal if that says no.
+        """
         if self.state != _WAITING:
             raise RuntimeError("start() is for a request that waits")
         self.state = _GRANTED
-        self.loop.ready.append((self.loop._start, (self,)))
+        self.loop.ready.append((self.loop._woken, (self, check)))
 
     def refuse(self, reason: str = "") -> None:
         """Wake the task that waits for admission; it answers the refusal one iteration later."""
@@ -141,7 +144,7 @@ class Controller(Protocol):
     name: str
 
     def attach(self, loop: Loop, capacity_hint: float) -> None:
-        """Called once before the first request. ``capacity_hint`` is in requests a second; only a fixed limit uses it."""
+        """Called once before the first request; ``capacity_hint`` is in requests a second, for a limit set by hand."""
 
     def arrive(self, request: Request) -> bool | None:
         """True starts the handler in this very step, False refuses; None lets it wait for start() or refuse()."""
@@ -299,6 +302,8 @@ class Loop:
         self.running = 0
         """Handlers that were started and have not ended."""
         self.iterations = 0
+        self.idle_ns = 0
+        """How long it had nothing to do."""
         self.samples: list[tuple[int, dict[str, float]]] = []
         self._seq = 0
         self._timers: list[tuple[int, int, Timer]] = []
@@ -427,6 +432,7 @@ class Loop:
         if at > self.now:
             if at >= until:
                 return False
+            self.idle_ns += at - self.now
             self.now = at
         return True
 
@@ -610,6 +616,12 @@ class Loop:
         if verdict:
             self._start(request)
         elif verdict is not None:
+            self._refuse(request)
+
+    def _woken(self, request: Request, check: Callable[[Request], bool] | None) -> None:
+        if check is None or check(request):
+            self._start(request)
+        else:
             self._refuse(request)
 
     def _start(self, request: Request) -> None:

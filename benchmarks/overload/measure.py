@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from math import inf
 
 from benchmarks.harness import percentile
 from benchmarks.overload.engine import MS, REFUSED, SERVED, Log, S, Source
@@ -124,42 +125,46 @@ class Run:
         return answered / count if count else 1.0
 
     def latency(self, share: float, start: int, end: int, kinds: Collection[int] | None = None) -> float:
-        """A percentile of the latency of what was admitted, in milliseconds; 0 if nothing was."""
+        """A percentile of the latency of what was admitted, in milliseconds; infinite if nothing was."""
         taken = [
             ended - arrived
             for _, _, status, arrived, started, ended in self.rows(start, end, kinds)
             if started and status != REFUSED
         ]
-        return percentile(taken, share) / MS if taken else 0.0
+        return percentile(taken, share) / MS if taken else inf
 
-    def windows(self, start: int, end: int, width: int) -> Iterator[tuple[int, int]]:
-        """[start, end) in pieces."""
-        for at in range(start, end - width + 1, width):
-            yield at, at + width
+    def recovery(self, start: int, end: int, *, bar: float = 0.95) -> float:
+        """Seconds after ``start`` until the first second in which ``bar`` of the first attempts are answered well.
 
-    def recovery(self, start: int, end: int, *, bar: float = 0.95, width: int = 250 * MS) -> float:
-        """Seconds after ``start`` from which on no window has less than ``bar`` of its first attempts answered well."""
+        In steps of 250 ms; the time until ``end`` if there is no such second.
+        """
         limits = self._limits()
-        counts = [[0, 0] for _ in self.windows(start, end, width)]
-        for source, attempt, status, arrived, _, ended in self.rows(start, start + len(counts) * width):
+        step, span = 250 * MS, 4
+        counts = [[0, 0] for _ in range((end - start) // step)]
+        for source, attempt, status, arrived, _, ended in self.rows(start, start + len(counts) * step):
             if not attempt:
-                window = counts[(arrived - start) // width]
+                window = counts[(arrived - start) // step]
                 window[0] += 1
                 window[1] += status == SERVED and ended - arrived <= limits[source]
-        for place in range(len(counts) - 1, -1, -1):
-            if counts[place][1] < bar * counts[place][0]:
-                return (place + 1) * width / S
-        return 0.0
+        for place in range(len(counts) - span + 1):
+            second = counts[place : place + span]
+            if sum(good for _, good in second) >= bar * sum(count for count, _ in second):
+                return place * step / S
+        return (end - start) / S
 
-    def settled(self, start: int, end: int, *, bar: float, width: int = 500 * MS) -> float:
-        """Seconds after ``start`` until the end of the first window whose median latency is at most ``bar`` ms."""
-        taken: list[list[int]] = [[] for _ in self.windows(start, end, width)]
-        for _, _, status, arrived, started, ended in self.rows(start, start + len(taken) * width):
+    def settled(self, start: int, end: int, *, bar: float) -> float:
+        """Seconds after ``start`` until the first 500 ms in which the median latency is at most ``bar`` milliseconds.
+
+        In whole steps of 500 ms; the time until ``end`` if there are none.
+        """
+        step = 500 * MS
+        taken: list[list[int]] = [[] for _ in range((end - start) // step)]
+        for _, _, status, arrived, started, ended in self.rows(start, start + len(taken) * step):
             if started and status != REFUSED:
-                taken[(arrived - start) // width].append(ended - arrived)
+                taken[(arrived - start) // step].append(ended - arrived)
         for place, window in enumerate(taken):
-            if window and percentile(window, 0.5) / MS <= bar:
-                return place * width / S
+            if window and percentile(window, 0.5) <= bar * MS:
+                return place * step / S
         return (end - start) / S
 
 
