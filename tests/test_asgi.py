@@ -892,4 +892,15 @@ def test_a_middleware_describes_itself(clock: ManualClock) -> None:
             "id": {"keys": 0, "evicted": 0, "overflowed": 0},
         },
         "concurrency": {"callers": 0, "in_flight": 0},
+        "overload": {
+            "limit": 20,
+            "reason": "start",
+            "in_flight": 0,
+            "waiting": {"critical": 0, "normal": 0, "low": 0},
+            "lag": 0.0,
+            "utilization": 0.0,
+            "shed_from": None,
+            "refused": 0,
+        },
+        "streams": {},
     }

@@ -35,6 +35,7 @@ PUBLISHED = {
     "seawall_queued_requests": ("priority",),
     "seawall_streams": ("rule",),
     "seawall_concurrency_limit": (),
+    "seawall_concurrency_limit_changes_total": ("reason",),
     "seawall_loop_lag_seconds": (),
     "seawall_utilization_ratio": (),
     "seawall_queue_wait_seconds": ("priority", "result"),

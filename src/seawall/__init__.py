@@ -6,7 +6,14 @@
 """
 
 from seawall._version import __version__
-from seawall.asgi import LimitExceeded, QuotaMiddleware, RateLimitMiddleware, Seawall
+from seawall.asgi import (
+    LimitExceeded,
+    LoadSheddingMiddleware,
+    PriorityAdmissionMiddleware,
+    QuotaMiddleware,
+    RateLimitMiddleware,
+    Seawall,
+)
 from seawall.backends.memory import MemoryBackend
 from seawall.config import ConfigError, load
 from seawall.decision import Decision, Refusal
@@ -20,8 +27,10 @@ __all__ = [
     "ConfigError",
     "Decision",
     "LimitExceeded",
+    "LoadSheddingMiddleware",
     "MemoryBackend",
     "Policy",
+    "PriorityAdmissionMiddleware",
     "QuotaMiddleware",
     "RateLimitMiddleware",
     "Refusal",

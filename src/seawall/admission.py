@@ -18,11 +18,20 @@ from uuid import UUID
 
 from seawall.backends import LISTED, Backend, Charge, Key, Meter, Verdict
 from seawall.decision import NEVER, Mode, Outcome
+from seawall.overload.limiter import MOST_GROUPS, Limiter
+from seawall.overload.queue import DONE, Claim
 from seawall.policy import Per, Plan, Policy, Route, RouteLimit
 from seawall.rate import Quota, Rate
 
 DEFAULT_ROUTE = Route(name="default", paths=())
 """The rule of everything that matches none: the caller's plan, and no exemption."""
+
+GONE = "gone"
+"""Why a request is not served whose caller has left while it waited. Nobody is answered, and nobody counts it."""
+SHED = frozenset({"overload", "queue_full", "queue_timeout"})
+"""Reasons that are about the service, whoever calls."""
+SERVICE = SHED | {"expired", GONE}
+"""Reasons that follow the mode of the file and the rule alone."""
 
 MAX_ID = 128
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -103,9 +112,27 @@ class Entry:
 
 @final
 class Terms:
-    """What holds for one profile on one rule."""
+    """What holds for one profile on one rule.
 
-    __slots__ = ("charges", "concurrency", "entries", "mode", "plan", "priority", "profile", "route")
+    ``klass`` is the position of the priority, ``group`` that of the rule among those whose latency is told apart (the
+    last one is all further rules together). ``enforced`` is whether the caller's limits are, ``guarded`` whether the
+    service is protected from it.
+    """
+
+    __slots__ = (
+        "charges",
+        "concurrency",
+        "enforced",
+        "entries",
+        "group",
+        "guarded",
+        "klass",
+        "mode",
+        "plan",
+        "priority",
+        "profile",
+        "route",
+    )
 
     def __init__(
         self,
@@ -115,6 +142,10 @@ class Terms:
         priority: str,
         entries: tuple[Entry, ...],
         concurrency: int | None,
+        *,
+        klass: int = 0,
+        group: int = 0,
+        guarded: bool = True,
     ) -> None:
         self.profile = profile
         self.route = route
@@ -123,25 +154,33 @@ class Terms:
         self.priority = priority
         self.entries = entries
         self.concurrency = concurrency
+        self.klass = klass
+        self.group = group
+        self.enforced = mode is Mode.ENFORCE
+        self.guarded = guarded
         self.charges = tuple((entry.meter, entry.whose, entry.cost) for entry in entries)
 
 
-class Ticket:
+class Ticket(Claim):
     """One request on its way through the gate: who it is, what holds for it, what it has taken.
 
-    ``address`` is the key of the client's address, ``resolved`` when first needed. ``charged`` and ``verdict`` are what
-    the spending stage took, ``permit`` what the concurrency stage did. A stage that took what must be given back in any
-    case sets ``held``; most requests hold nothing, and the stages are not asked again.
+    ``address`` is the key of the client's address, ``resolved`` when first needed. ``arrived`` is the instant of its
+    arrival. ``charged`` and ``verdict`` are what the spending stage took, ``permit`` what the concurrency stage did,
+    ``stream`` what the streams' did, ``limiter`` who has to be told of its end. A stage that took what must be given
+    back in any case sets ``held``; a request that holds nothing is not settled.
     """
 
     __slots__ = (
         "_resolve",
+        "arrived",
         "charged",
         "held",
+        "limiter",
         "permit",
         "principal",
         "resolved",
         "scope",
+        "stream",
         "tenant",
         "terms",
         "verdict",
@@ -166,6 +205,18 @@ class Ticket:
         self.charged = False
         self.held = False
         self.permit: Key | None = None
+        self.stream: tuple[str, Key] | None = None
+        self.limiter: Limiter | None = None
+        self.arrived = 0
+        self.deadline = 0
+        self.klass = terms.klass
+        self.group = terms.group
+        self.owner = principal
+        self.state = DONE
+
+    async def has_left(self) -> bool:
+        """Whether the caller is known to be gone. Asked of those that have waited."""
+        return False
 
     @property
     def address(self) -> bytes:
@@ -184,10 +235,10 @@ class Denied:
 
     ``waits`` pairs the policies that refuse with nanoseconds (or ``NEVER``), the longest first. ``first`` is the entry
     of that one in the spend that was refused, if it was a spend; ``terms`` are those of the request,
-    and ``timed`` whether waiting helps, for as long as is known.
+    and ``timed`` whether waiting helps, for as long as is known. ``after`` is that in seconds, where the service says.
     """
 
-    __slots__ = ("first", "reason", "status", "terms", "timed", "waits")
+    __slots__ = ("after", "first", "reason", "status", "terms", "timed", "waits")
 
     def __init__(
         self,
@@ -196,13 +247,21 @@ class Denied:
         waits: tuple[tuple[str, int], ...] = (),
         terms: Terms | None = None,
         first: Closest | None = None,
+        after: int | None = None,
     ) -> None:
         self.status = status
         self.reason = reason
         self.waits = waits
         self.terms = terms
         self.first = first
-        self.timed = bool(waits) and waits[0][1] != NEVER
+        self.after = after
+        self.timed = after is not None or (bool(waits) and waits[0][1] != NEVER)
+
+    @property
+    def enforced(self) -> bool:
+        """Whether it is meant, or only counted."""
+        terms = self.terms
+        return terms is None or (terms.guarded if self.reason in SERVICE else terms.enforced)
 
 
 Answer: TypeAlias = Denied | None
@@ -263,13 +322,15 @@ class Admission:
 class TermsCompiler:
     """Works out what holds for whom. Asked when a policy is loaded, and once for each rare combination later.
 
-    ``parts`` are the kinds of limit that are enforced here: ``rate``, ``quota``, ``concurrency``.
+    ``parts`` are what is enforced here: ``rate``, ``quota``, ``concurrency``, ``shedding``, ``priority``.
     """
 
     def __init__(self, policy: Policy, backend: Backend, parts: frozenset[str]) -> None:
         self._policy = policy
         self._backend = backend
         self._parts = parts
+        self._classes = [priority.name for priority in policy.priorities]
+        self._positions = {route.name: at for at, route in enumerate(policy.routes)}
 
     def profiles(self) -> tuple[dict[str, Profile], Profile | None, Profile | None]:
         """The profiles of the listed tenants, of other tenants, and of anonymous callers."""
@@ -294,13 +355,31 @@ class TermsCompiler:
         policy, plan = self._policy, profile.plan
         # A tenant's own priority, then the route's, then the plan's.
         priority = profile.priority or route.priority or plan.priority or policy.middle_priority
+        return self._terms(profile, route, priority)
+
+    def with_priority(self, terms: Terms, priority: str) -> Terms:
+        """The same for a request that has another priority."""
+        return self._terms(terms.profile, terms.route, priority)
+
+    def _terms(self, profile: Profile, route: Route, priority: str) -> Terms:
+        policy, plan = self._policy, profile.plan
         mode = min(policy.mode, plan.mode, profile.mode, route.mode)
         own = RouteLimit("rate", ("tenant",), plan.rates, plan.quota, route.cost, of_plan=True)
-        entries = self._entries(own, "quota", profile, self._parts)
+        parts = self._parts if mode is not Mode.OFF else frozenset()
+        entries = self._entries(own, "quota", profile, parts)
         for limit in route.limits:
-            entries += self._entries(limit, quota_name(limit), profile, self._parts)
-        concurrency = plan.concurrency if "concurrency" in self._parts else None
-        return Terms(profile, route, mode, priority, tuple(entries), concurrency)
+            entries += self._entries(limit, quota_name(limit), profile, parts)
+        return Terms(
+            profile,
+            route,
+            mode,
+            priority,
+            tuple(entries),
+            plan.concurrency if "concurrency" in parts else None,
+            klass=self._classes.index(priority) if "priority" in self._parts else 0,
+            group=min(self._positions.get(route.name, -1) + 1, MOST_GROUPS - 1),
+            guarded=min(policy.mode, route.mode) is Mode.ENFORCE,
+        )
 
     def outside(self, limit: RouteLimit, profile: Profile) -> list[Entry]:
         """The entries of a limit that is not in the policy, whichever parts of that are enforced here."""

@@ -14,6 +14,7 @@ import inspect
 import random as random_module
 from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
 from hashlib import sha256
 from os import PathLike
 from time import monotonic_ns, time_ns
@@ -25,7 +26,7 @@ from starlette.exceptions import HTTPException
 
 from seawall import advice
 from seawall._version import __version__
-from seawall.admission import Denied
+from seawall.admission import GONE, Denied
 from seawall.backends import Backend
 from seawall.backends.memory import MemoryBackend
 from seawall.config import ConfigError, load, load_mapping, simple
@@ -38,15 +39,20 @@ from seawall.metrics import (
     ALLOWED,
     BUILD_INFO,
     CANCELLED,
+    CONCURRENCY_LIMIT,
     CONFIG_INFO,
     DECISION_DURATION,
     DENIED,
     EVICTED_KEYS,
     EXEMPT,
+    LOOP_LAG,
+    QUEUED,
     REJECTIONS,
     REQUEST_DURATION,
     SHADOW_REJECTIONS,
+    STREAMS,
     TRACKED_KEYS,
+    UTILIZATION,
     Publication,
     Reading,
     metrics_app,
@@ -74,6 +80,9 @@ _switched_off = 0
 
 RATE_PARTS = frozenset({"rate", "concurrency"})
 QUOTA_PARTS = frozenset({"quota"})
+SHEDDING_PARTS = frozenset({"shedding"})
+PRIORITY_PARTS = frozenset({"priority"})
+ALL_PARTS = RATE_PARTS | QUOTA_PARTS | SHEDDING_PARTS | PRIORITY_PARTS
 
 
 class Middleware:
@@ -138,6 +147,7 @@ class Middleware:
             self._cells,
             parts=self._enforced,
             concurrency=TenantConcurrency(),
+            clock=self._clock,
             wall_clock=self._wall_clock,
             random=self._random,
         )
@@ -189,10 +199,15 @@ class Middleware:
         if found is None:
             return await self._turn_away(_UNIDENTIFIED, gate.modes[position], seen, scope, receive, send)
         lane, principal, address = found
-        if lane.terms.mode is Mode.OFF:
+        if lane.terms.mode is Mode.OFF and gate.hints is None:
             return await self._pass(tenant, seen, scope, receive, send)
+        hint = gate.hints.read(scope, started) if gate.hints is not None else None
+        if hint is not None:
+            lane = gate.hinted(lane, hint)
 
-        exchange = Exchange(self, lane, tenant, principal, address, scope, receive, send)
+        exchange = Exchange(self, lane, tenant, principal, address, scope, receive, send, started)
+        if hint is not None:
+            exchange.deadline = gate.deadline(hint)
         if seen is not None:
             if type(seen) is Exchange:
                 return await self._serve_inside(seen, exchange, scope, receive, send)
@@ -200,6 +215,7 @@ class Middleware:
         values = gate.cells.values
         entered: int | None = None
         ended = CANCELLED
+        outcome = Outcome.IGNORED
         before = current_exchange.get()
         current_exchange.set(exchange)
         try:
@@ -215,19 +231,23 @@ class Middleware:
             values[self._decision_seconds + bisect_left(_DECISION_BOUNDS, took)] += 1
             values[self._decision_seconds + len(_DECISION_BOUNDS) + 1] += took
             if denied is not None:
+                if denied.reason is GONE:
+                    return None
                 lane.reject(denied)
-                if lane.enforced:
+                if denied.enforced:
                     return await exchange.refuse(denied)
-                exchange.settle(Outcome.SUCCESS, refund=True)  # as enforcing would have left it
+                exchange.settle(Outcome.IGNORED, refund=True)  # as enforcing would have left it
             entered = decided
             values[lane.inflight] += 1
             scope[SCOPE_KEY] = exchange
-            await self.app(scope, receive, exchange.answer)
-            ended = ALLOWED
+            await self.app(scope, exchange.receive, exchange.answer)
+            ended = lane.admitted
+            outcome = exchange.outcome()
             if exchange.withheld is not None and not exchange.answered:
                 await exchange.refuse(exchange.withheld)
         except Exception as error:
-            ended = ALLOWED  # the server will answer 500
+            ended = lane.admitted  # the server will answer 500
+            outcome = exchange.outcome(error)
             if not (_is_refusal(error) and await exchange.refuse_late()):
                 raise
         finally:
@@ -240,7 +260,7 @@ class Middleware:
             if not exchange.counted:
                 exchange.count(ended)
             if exchange.held or exchange.owed or (exchange.refused and (exchange.charged or exchange.dues)):
-                exchange.settle(Outcome.SUCCESS, refund=exchange.refused)
+                exchange.settle(outcome, refund=exchange.refused)
             # Or each request would be a cycle, left to the garbage collector; and whoever serves a scope again is new.
             scope.pop(SCOPE_KEY, None)
             exchange.scope = None
@@ -259,16 +279,18 @@ class Middleware:
                 lane.checks.count(inner.verdict, self.gate.cells.values)
             outer.include(inner)
             if denied is not None:
+                if denied.reason is GONE:
+                    return None
                 lane.reject(denied)
-                if lane.enforced:
+                if denied.enforced:
                     return await outer.refuse(denied)
-                inner.settle(Outcome.SUCCESS, refund=True)
-            await self.app(scope, receive, send)
+                inner.settle(Outcome.IGNORED, refund=True)
+            await self.app(scope, inner.receive, send)
         except Exception as error:
             if not (_is_refusal(error) and await outer.refuse_late()):
                 raise
         finally:
-            inner.settle(Outcome.SUCCESS, refund=outer.refused)
+            inner.settle(outer.outcome(), refund=outer.refused)
             inner.scope = None
 
     async def _pass(
@@ -443,14 +465,31 @@ class Middleware:
             advice.about_workers()
 
     def statistics(self) -> dict[str, Any]:
-        """What is held now: ``backend`` (keys by store) and ``concurrency`` (callers and requests in flight)."""
-        return {"backend": self.gate.backend.statistics(), "concurrency": self.gate.concurrency.statistics()}
+        """What is held now: ``backend`` (keys by store), ``concurrency`` (callers and requests in flight), ``overload``
+        (the limit and why, what is in flight and waits, the lag) and ``streams`` (open, by rule)."""
+        gate = self.gate
+        return {
+            "backend": gate.backend.statistics(),
+            "concurrency": gate.concurrency.statistics(),
+            "overload": {} if gate.turnstile is None else gate.turnstile.current.statistics(),
+            "streams": {} if gate.streams is None else dict(gate.streams.open),
+        }
 
     def readings(self) -> Iterable[Reading]:
         """Metrics that are read off at a scrape."""
         for store, numbers in self.gate.backend.statistics().items():
             yield TRACKED_KEYS, (store,), numbers["keys"]
             yield EVICTED_KEYS, (store,), numbers["evicted"]
+        if self.gate.turnstile is not None:
+            overload = self.gate.turnstile.current.statistics()
+            yield CONCURRENCY_LIMIT, (), overload["limit"]
+            yield LOOP_LAG, (), overload["lag"]
+            yield UTILIZATION, (), overload["utilization"]
+            for name, waiting in overload["waiting"].items():
+                yield QUEUED, (name,), waiting
+        if self.gate.streams is not None:
+            for rule, count in self.gate.streams.open.items():
+                yield STREAMS, (rule,), count
         yield CONFIG_INFO, (self.policy.digest[:12], self.policy.mode.name.lower()), 1
         yield BUILD_INFO, (__version__,), 1
 
@@ -501,7 +540,7 @@ class Seawall(Middleware):
     >>> app.add_middleware(Seawall, default="100/minute")
     """
 
-    parts = RATE_PARTS | QUOTA_PARTS
+    parts = ALL_PARTS
 
     def __init__(
         self,
@@ -596,6 +635,90 @@ class QuotaMiddleware(Middleware):
             registry=registry,
             clock=clock,
         )
+
+
+@final
+class LoadSheddingMiddleware(Middleware):
+    """The shedding of a configuration (with its deadlines and budgets of streams), or of these settings without a file.
+
+    ``algorithm`` is ``adaptive`` (the default), ``gradient2``, ``aimd`` or ``fixed``; ``initial``, ``min`` and ``max``
+    are requests in flight, 20, 2 and 1000 by default. All requests are alike here: `PriorityAdmissionMiddleware` tells
+    them apart. Everything else is as for `Seawall`.
+    """
+
+    parts = SHEDDING_PARTS
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        config: Config | None = None,
+        *,
+        algorithm: str | None = None,
+        initial: int | None = None,
+        min: int | None = None,  # noqa: A002  # as the file calls them
+        max: int | None = None,  # noqa: A002
+        identify: Identify | None = None,
+        on_reject: OnReject | None = None,
+        registry: CollectorRegistry | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        limit = {name: value for name, value in (("initial", initial), ("min", min), ("max", max)) if value is not None}
+        shedding: dict[str, Any] = {} if algorithm is None else {"algorithm": algorithm}
+        if limit:
+            shedding["limit"] = limit
+        build = None if config is not None and not shedding else partial(_sheds, shedding)
+        super().__init__(
+            app,
+            _policy(config, "algorithm=, initial=, min= or max", build),
+            identify=identify,
+            on_reject=on_reject,
+            registry=registry,
+            clock=clock,
+        )
+
+
+@final
+class PriorityAdmissionMiddleware(Middleware):
+    """The priorities of a configuration: who is admitted first when not all can be, fairly between tenants.
+
+    How many can be is what ``shedding`` says, the adaptive law if it says nothing. ``classes`` are the names without a
+    file, the most important first; requests are then of the middle one, and a header may lower that. Everything else
+    is as for `Seawall`.
+    """
+
+    parts = PRIORITY_PARTS
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        config: Config | None = None,
+        *,
+        classes: Sequence[str] | None = None,
+        identify: Identify | None = None,
+        on_reject: OnReject | None = None,
+        registry: CollectorRegistry | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        build = None if classes is None else partial(_ranks, classes)
+        super().__init__(
+            app,
+            _policy(config, "classes", build),
+            identify=identify,
+            on_reject=on_reject,
+            registry=registry,
+            clock=clock,
+        )
+
+
+def _sheds(shedding: Mapping[str, Any]) -> Policy:
+    """The policy of shedding without a file."""
+    return load_mapping({"version": 1, "plans": {"default": {"rate": "unlimited"}}, "shedding": dict(shedding)})
+
+
+def _ranks(classes: Sequence[str]) -> Policy:
+    """The policy of priorities without a file."""
+    priorities: dict[str, Any] = {name: {} for name in classes}
+    return load_mapping({"version": 1, "plans": {"default": {"rate": "unlimited"}}, "priorities": priorities})
 
 
 def _policy(config: Config | None, shortcut: str, build: Callable[[], Policy] | None) -> Policy:

@@ -6,21 +6,28 @@ one rule: the terms, the metric cells and the header bytes, so that the request 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeAlias, final
 
 from seawall.admission import DEFAULT_ROUTE, Admission, Closest, Denied, Entry, Profile, Stage, Terms, TermsCompiler
 from seawall.backends import Backend, Key, Verdict
 from seawall.decision import Clock, Mode
+from seawall.hints import Hint, Hints
 from seawall.identity import ClientIP, NetworkSet, TenantSource
 from seawall.metrics import (
     ALLOW,
+    ALLOWED,
     DECISIONS,
     DENY,
+    EXEMPT,
+    IGNORED_HEADERS,
     INFLIGHT,
+    LIMIT_CHANGES,
     NEAR,
     OUTCOMES,
     POLICY_CHECKS,
+    QUEUE_WAIT,
     REJECTIONS,
     REQUEST_DURATION,
     REQUESTS,
@@ -33,6 +40,7 @@ from seawall.rate import Quota
 from seawall.responses import Answers, grows, policy_header
 from seawall.routing import RouteTable
 from seawall.stages import Spending, TenantConcurrency
+from seawall.turnstile import Entrance, Screening, Streams, Turnstile, settings_of
 
 Scope: TypeAlias = Any
 Identify: TypeAlias = Callable[[Any], "str | None | Awaitable[str | None]"]
@@ -42,6 +50,11 @@ NOBODY = b"anonymous"
 
 EAGER_LANES = 4_096
 """Lanes that are compiled with the policy. Where tenants' overrides make more, theirs are when first used."""
+
+
+RESULTS = ("admitted", "queue_timeout", "queue_full", "expired", "overload", "cancelled")
+"""What becomes of a request that waits."""
+_WAIT_BOUNDS = QUEUE_WAIT.bounds_ns
 
 
 @final
@@ -94,9 +107,11 @@ class Lane:
         "_rejections",
         "_since",
         "_until",
+        "admitted",
         "checks",
         "enforced",
         "inflight",
+        "others",
         "requests",
         "seconds",
         "terms",
@@ -107,8 +122,11 @@ class Lane:
         self.terms = terms
         self._cells = cells
         self._rejections: dict[str, int] = {}
-        self.enforced = terms.mode is Mode.ENFORCE
-        self.requests = cells.block(REQUESTS, "outcome", OUTCOMES, priority=terms.priority)
+        self.enforced = terms.enforced
+        self.admitted = EXEMPT if terms.mode is Mode.OFF else ALLOWED
+        self.others: dict[str, Lane] = {}
+        self.requests = list(cells.block(REQUESTS, "outcome", OUTCOMES, priority=terms.priority))
+        self.requests[EXEMPT] = cells.index(REQUESTS, OUTCOMES[EXEMPT], "none")
         self.inflight = cells.index(INFLIGHT, terms.priority)
         # Streams last as long as somebody listens, which says nothing about the service.
         self.timed = terms.route.streaming is None
@@ -125,17 +143,20 @@ class Lane:
                 quota.enter(wall)
             self._since = max((quota.start_ns for quota in self._quotas), default=0)
             self._until = min((quota.end_ns for quota in self._quotas), default=1 << 63)
-            self._policies = policy_header(self.terms.entries, self.terms.concurrency)
+            streaming = self.terms.route.streaming
+            streams = None if streaming is None else streaming.max_per_tenant
+            self._policies = policy_header(self.terms.entries, self.terms.concurrency, streams)
         return self._policies
 
     def reject(self, denied: Denied) -> None:
         """Count a refusal, or in shadow mode what would have been one."""
         terms = self.terms
-        spec = REJECTIONS if self.enforced else SHADOW_REJECTIONS
-        policy = denied.waits[0][0] if denied.waits else ""
+        spec = REJECTIONS if denied.enforced else SHADOW_REJECTIONS
+        policy = denied.waits[0][0] if denied.waits else denied.reason
         at = self._rejections.get(policy)
         if at is None:
-            at = self._rejections[policy] = self._cells.index(spec, denied.reason, policy, terms.plan, terms.priority)
+            name = policy if denied.waits else ""
+            at = self._rejections[policy] = self._cells.index(spec, denied.reason, name, terms.plan, terms.priority)
         self._cells.values[at] += 1
 
 
@@ -162,6 +183,7 @@ class Gate:
         *,
         parts: frozenset[str],
         concurrency: TenantConcurrency,
+        clock: Clock,
         wall_clock: Clock,
         random: Callable[[], float],
     ) -> None:
@@ -170,14 +192,26 @@ class Gate:
         self.cells = cells
         self.parts = parts
         self.concurrency = concurrency
+        self.clock = clock
         self.wall_clock = wall_clock
-        stages: list[Stage] = [Spending(backend)]
-        plans = [*policy.plans.values(), *(tenant.plan for tenant in policy.tenants.values())]
-        if "concurrency" in parts and any(plan.concurrency for plan in plans):
-            stages.insert(0, concurrency)
-        self.admission = Admission(stages)
-        # Where there is only one to ask, ask it: 0.1 us.
-        self.admit = self.admission.admit if len(stages) > 1 else stages[0].admit
+        self.clients = ClientIP(policy.identity)
+        shedding, priorities = "shedding" in parts, "priority" in parts
+        settings = settings_of(policy, priorities=priorities) if shedding or priorities else None
+        self.turnstile: Turnstile | None = None
+        if settings is not None:
+            # What is not told apart waits as the class that has none.
+            names = [one.name for one in settings.classes]
+            self._waits = [
+                dict(zip(RESULTS, cells.block(QUEUE_WAIT, "result", RESULTS, priority=name), strict=True))
+                for name in names
+            ]
+            self.turnstile = Turnstile(settings, clock, changed=self._changed, waited=self._waited)
+        self.hints = Hints(policy, self.clients.peer, wall_clock) if shedding or priorities else None
+        self._deadlines, self._priorities = shedding, priorities
+        self._ignored = {name: cells.index(IGNORED_HEADERS, name) for name in self.hints.headers} if self.hints else {}
+        self.streams: Streams | None = None
+        self.admission = Admission(self._stages(random))
+        self.admit = self.admission.admit
         authorization = any(name == "authorization" for _, name in policy.identity.tenant)
         self.answers = Answers(policy.responses, random, challenge=b"Bearer" if authorization else b"ApiKey")
         self.routes = RouteTable(policy.routes)
@@ -189,12 +223,30 @@ class Gate:
         self.denies = NetworkSet(policy.access.deny)
         self.exempts = NetworkSet(policy.access.exempt)
         self.guarded = bool(self.denies or self.exempts)
-        self.clients = ClientIP(policy.identity)
         self.tenants = TenantSource(policy.identity, policy.keys, wall_clock)
         self.labels = TenantLabels(cells, policy.metrics.tenant_label) if policy.metrics.tenant_label else None
         self.nobody = cells.block(REQUESTS, "outcome", OUTCOMES, priority="none")
         self._compiler = TermsCompiler(policy, backend, parts)
         self._listed, self._others, self._anonymous = self._callers()
+
+    def _stages(self, random: Callable[[], float]) -> list[Stage]:
+        """The questions, in the order in which they are asked."""
+        policy, parts, turnstile = self.policy, self.parts, self.turnstile
+        status = policy.shedding.status
+        stages: list[Stage] = []
+        if self.hints is not None:
+            stages.append(Screening(turnstile, status, random))
+        if self._deadlines and any(route.streaming for route in policy.routes):
+            self.streams = Streams(status, random)
+            stages.append(self.streams)
+        plans = [*policy.plans.values(), *(tenant.plan for tenant in policy.tenants.values())]
+        if "concurrency" in parts and any(plan.concurrency for plan in plans):
+            stages.append(self.concurrency)
+        if parts & {"rate", "quota"}:
+            stages.append(Spending(self.backend))
+        if turnstile is not None:
+            stages.append(Entrance(turnstile, self.clock, status, random))
+        return stages
 
     def __repr__(self) -> str:
         policy = self.policy
@@ -220,6 +272,34 @@ class Gate:
         route = DEFAULT_ROUTE if position < 0 else self.policy.routes[position]
         lane = callers.lanes[position] = Lane(self._compiler.terms(callers.profile, route), self.cells)
         return lane
+
+    def hinted(self, lane: Lane, hint: Hint) -> Lane:
+        """The lane for a request that has said something about itself; what was nonsense is counted."""
+        for name in hint.ignored:
+            self.cells.values[self._ignored[name]] += 1
+        if hint.priority is None or not self._priorities or self.hints is None:
+            return lane
+        own = lane.terms.priority
+        asked = self.hints.effective(hint.priority, own, hint.raises)
+        if asked == own:
+            return lane
+        other = lane.others.get(asked)
+        if other is None:
+            other = lane.others[asked] = Lane(self._compiler.with_priority(lane.terms, asked), self.cells)
+        return other
+
+    def deadline(self, hint: Hint) -> int:
+        """The instant after which a request is of no use, 0 for none."""
+        return hint.deadline_ns if self._deadlines else 0
+
+    def _changed(self, reason: str) -> None:
+        self.cells.values[self.cells.index(LIMIT_CHANGES, reason)] += 1
+
+    def _waited(self, klass: int, waited: int, result: str) -> None:
+        """Count how long a request has waited, and what became of it."""
+        at = self._waits[klass][result]
+        self.cells.values[at + bisect_left(_WAIT_BOUNDS, waited)] += 1
+        self.cells.values[at + len(_WAIT_BOUNDS) + 1] += waited
 
     def entries(self, limit: Any, lane: Lane) -> list[Entry]:
         """The entries that a limit outside the policy has for the callers of ``lane``."""

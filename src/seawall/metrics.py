@@ -25,6 +25,7 @@ DECISIONS = ("allow", "deny", "near")
 ALLOW, DENY, NEAR = range(len(DECISIONS))
 
 REQUEST_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+QUEUE_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 DECISION_BOUNDS = (5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 5e-3, 2.5e-2, 0.1)
 
 
@@ -67,6 +68,28 @@ POLICY_CHECKS = Spec(
     ("policy", "plan", "decision"),
 )
 INFLIGHT = Spec("seawall_inflight_requests", "gauge", "Admitted requests that have not ended.", ("priority",))
+QUEUED = Spec("seawall_queued_requests", "gauge", "Requests that wait to be admitted.", ("priority",))
+STREAMS = Spec("seawall_streams", "gauge", "Open streams, by the rule whose budget they are in.", ("rule",))
+CONCURRENCY_LIMIT = Spec("seawall_concurrency_limit", "gauge", "Requests that may be in flight at once, as of now.")
+LIMIT_CHANGES = Spec(
+    "seawall_concurrency_limit_changes_total", "counter", "Changes of a concurrency limit by their reason.", ("reason",)
+)
+LOOP_LAG = Spec("seawall_loop_lag_seconds", "gauge", "How late the event loop runs what is due.")
+UTILIZATION = Spec(
+    "seawall_utilization_ratio",
+    "gauge",
+    "Demand by capacity, 1 where the service is full and more where it sheds: what an autoscaler should follow.",
+)
+QUEUE_WAIT = Spec(
+    "seawall_queue_wait_seconds",
+    "histogram",
+    "Time requests waited to be admitted, by what became of them.",
+    ("priority", "result"),
+    QUEUE_BOUNDS,
+)
+IGNORED_HEADERS = Spec(
+    "seawall_ignored_headers_total", "counter", "Deadline and priority headers that made no sense.", ("header",)
+)
 REQUEST_DURATION = Spec(
     "seawall_request_duration_seconds",
     "histogram",
@@ -96,6 +119,14 @@ SPECS = (
     SHADOW_REJECTIONS,
     POLICY_CHECKS,
     INFLIGHT,
+    QUEUED,
+    STREAMS,
+    CONCURRENCY_LIMIT,
+    LIMIT_CHANGES,
+    LOOP_LAG,
+    UTILIZATION,
+    QUEUE_WAIT,
+    IGNORED_HEADERS,
     REQUEST_DURATION,
     DECISION_DURATION,
     TRACKED_KEYS,
@@ -261,11 +292,11 @@ class Publication:
             source.before_scrape()
 
     def _readings(self) -> Iterable[Reading]:
-        # Two apps in one process share a series where their labels agree: amounts add up.
+        # Two apps in one process share a series where their labels agree: amounts add up, what is no amount does not.
         total: dict[tuple[Spec, tuple[str, ...]], float] = {}
         for source in list(self.sources):
             for spec, labels, value in source.readings():
-                info = spec in (CONFIG_INFO, BUILD_INFO)
+                info = spec in (CONFIG_INFO, BUILD_INFO, LOOP_LAG, UTILIZATION)
                 total[spec, labels] = value if info else total.get((spec, labels), 0.0) + value
         return [(spec, labels, value) for (spec, labels), value in total.items()]
 

@@ -13,7 +13,7 @@ from html import escape
 from typing import Any, TypeAlias, final
 from urllib.parse import quote
 
-from seawall.admission import Closest, Denied, Entry
+from seawall.admission import SERVICE, SHED, Closest, Denied, Entry
 from seawall.backends import Verdict
 from seawall.decision import Refusal
 from seawall.policy import Responses
@@ -45,14 +45,17 @@ _TITLES = {
     400: ("about:blank", "Bad Request"),
     401: ("about:blank", "Unauthorized"),
     403: ("about:blank", "Forbidden"),
+    408: ("about:blank", "Request Timeout"),
     429: (CALLER_TYPE, "Quota Exceeded"),
-    503: (SERVICE_TYPE, "Temporary Reduced Capacity"),
     504: ("about:blank", "Gateway Timeout"),
 }
+_SERVICE_TITLE = (SERVICE_TYPE, "Temporary Reduced Capacity")
+"""Of every other status: it says what the service is short of, whatever number the policy gives it."""
 _SECONDS = "@seconds@"
 _JSON = (b"content-type", b"application/problem+json")
 _HTML = (b"content-type", b"text/html; charset=utf-8")
-_GRPC = {400: 3, 401: 16, 403: 7, 429: 8, 503: 14, 504: 4}
+_GRPC = {400: 3, 401: 16, 403: 7, 408: 4, 429: 8, 504: 4}
+_UNAVAILABLE = 14
 
 _PERIODS = (
     (86_400 * SECOND, "day"),
@@ -79,6 +82,14 @@ def retry_after(wait: int, grows: int, random: Callable[[], float]) -> int:
     return (max(grows, seconds)) or 1
 
 
+def at_once(denied: Denied) -> tuple[str, int]:
+    """The policy of a refusal for too much at once, and how many it allows."""
+    terms = denied.terms
+    if terms is not None and denied.waits and denied.waits[0][0] == "streams":
+        return "streams", (terms.route.streaming and terms.route.streaming.max_per_tenant) or 0
+    return "concurrency", (terms.concurrency if terms else None) or 0
+
+
 def period_text(period_ns: int) -> str:
     """A period as people say it: ``second``, ``15 minutes``."""
     for unit, name in _PERIODS:
@@ -102,11 +113,13 @@ def allowance(entry: Entry) -> str:
     return f"{requests(rate.amount)} per {period_text(rate.period_ns)}{burst}"
 
 
-def policy_header(entries: Iterable[Entry], concurrency: int | None) -> bytes:
+def policy_header(entries: Iterable[Entry], concurrency: int | None, streams: int | None = None) -> bytes:
     """The value of ``RateLimit-Policy``. Quotas have their current window entered before."""
     items = [f'"{entry.name}";q={entry.q};w={entry.rate.window_s}' for entry in entries]
     if concurrency is not None:
         items.append(f'"concurrency";q={concurrency};qu="concurrent-requests"')
+    if streams is not None:
+        items.append(f'"streams";q={streams};qu="concurrent-requests"')
     return ", ".join(items).encode()
 
 
@@ -175,11 +188,12 @@ class Answers:
         """The headers where there is nothing to count down: no limits, or one of requests at once."""
         return [(b"ratelimit-policy", policies)] if self._draft and policies else []
 
-    def concurrency_headers(self, policies: bytes, limit: int, wall: int) -> list[Header]:
-        """The headers of a refusal for too many requests at once."""
+    def concurrency_headers(self, policies: bytes, denied: Denied, wall: int) -> list[Header]:
+        """The headers of a refusal for too many requests, or streams, at once."""
+        name, limit = at_once(denied)
         headers: list[Header] = []
         if self._draft:
-            headers += [(b"ratelimit-policy", policies), (b"ratelimit", b'"concurrency";r=0;t=1')]
+            headers += [(b"ratelimit-policy", policies), (b"ratelimit", f'"{name}";r=0;t=1'.encode())]
         if self._legacy:
             headers += self._legacy_headers(limit, 0, wall // SECOND + 1)
         return headers
@@ -193,6 +207,8 @@ class Answers:
 
     def delay(self, denied: Denied, wait: int) -> int | None:
         """The seconds to announce for a denial, drawn anew each time; ``None`` where waiting does not help."""
+        if denied.after is not None:
+            return denied.after
         if denied.timed and denied.first is not None:
             return retry_after(denied.waits[0][1], wait, self._random)
         # Nobody knows when one of the caller's own requests ends: 1 or 2 s, so that they do not all come at once.
@@ -201,9 +217,9 @@ class Answers:
     def prepare(self, denied: Denied) -> Prepared:
         """Everything of a refusal that does not change from one to the next."""
         waits = denied.waits
-        names = waits[0][0] if len(waits) == 1 else tuple([name for name, _ in waits])
+        names: Any = waits[0][0] if len(waits) == 1 else tuple([name for name, _ in waits])
         # By the entry and not only its name: endpoints' limits may be called the same.
-        key = (denied.terms, denied.first and denied.first[0], denied.status, denied.timed, names)
+        key = (denied.terms, denied.first and denied.first[0], denied.status, denied.reason, denied.timed, names)
         prepared = self._prepared.get(key)
         if prepared is None:
             if len(self._prepared) >= MAX_PREPARED:
@@ -236,7 +252,19 @@ class Answers:
 class Prepared:
     """One refusal as bytes, but for the seconds. ``timed`` is whether there are any to announce."""
 
-    __slots__ = ("detail", "filled", "html", "json", "names", "plan", "priority", "reason", "shown", "status")
+    __slots__ = (
+        "detail",
+        "filled",
+        "grpc_status",
+        "html",
+        "json",
+        "names",
+        "plan",
+        "priority",
+        "reason",
+        "shown",
+        "status",
+    )
 
     def __init__(self, denied: Denied, *, detail: bool) -> None:
         terms, timed = denied.terms, denied.timed
@@ -244,6 +272,7 @@ class Prepared:
         self.filled: dict[tuple[int | None, bool], tuple[bytes, list[Header]]] = {}
         self.status = denied.status
         self.reason = denied.reason
+        self.grpc_status = _UNAVAILABLE if denied.reason in SHED else _GRPC.get(denied.status, _UNAVAILABLE)
         self.plan = terms.plan if terms else ""
         self.priority = terms.priority if terms else "none"
         self.names = names
@@ -251,8 +280,8 @@ class Prepared:
         self.detail = f"{words} Retry in {_SECONDS} s." if timed else words
         shown = (self.detail, names) if detail else ("", ())
         self.shown = shown[0]
-        self.json = _problem(denied.status, denied.reason, *shown, timed).encode()
-        self.html = _page(_TITLES[denied.status][1], shown[0]).encode()
+        self.json = _problem(denied, *shown).encode()
+        self.html = _page(_title(denied)[1], shown[0]).encode()
 
     def refusal(self, after: int | None) -> Refusal:
         """As a value, for those who want to answer themselves."""
@@ -260,18 +289,25 @@ class Prepared:
         return Refusal(self.status, self.reason, self.names, after, detail, self.plan, self.priority)
 
 
-def _problem(status: int, reason: str, detail: str, names: tuple[str, ...], timed: bool) -> str:
+def _title(denied: Denied) -> tuple[str, str]:
+    """The type and the title of a refusal: 429 may mean either, if the policy says that it sheds with it."""
+    if denied.reason in SHED:
+        return _SERVICE_TITLE
+    return _TITLES.get(denied.status, _SERVICE_TITLE)
+
+
+def _problem(denied: Denied, detail: str, names: tuple[str, ...]) -> str:
     """A problem document (RFC 9457). Where it would be too long, the words go first and then the last names."""
-    kind, title = _TITLES[status]
+    kind, title = _title(denied)
     text = ""
     for words, listed in ((detail, names), ("", names), ("", names[:3]), ("", names[:1])):
-        problem: dict[str, object] = {"type": kind, "title": title, "status": status}
+        problem: dict[str, object] = {"type": kind, "title": title, "status": denied.status}
         if words:
             problem["detail"] = words
         if listed:
             problem["violated-policies"] = listed
-        problem["reason"] = reason
-        if timed:
+        problem["reason"] = denied.reason
+        if denied.timed:
             problem["retry_after"] = _SECONDS
         # Numbers are not quoted, and ten digits is more than any wait has.
         text = json.dumps(problem, separators=(",", ":")).replace(f'"{_SECONDS}"', _SECONDS)
@@ -288,15 +324,29 @@ def _page(title: str, detail: str) -> str:
     )
 
 
+_SERVICE_WORDS = {
+    "overload": "The service is overloaded.",
+    "queue_full": "The service is overloaded, and too many wait already.",
+    "queue_timeout": "The service is overloaded, and this request has waited for too long.",
+    "expired": "The request's deadline has passed.",
+}
+
+
 def _words(denied: Denied) -> str:
     """Why, in a sentence."""
     if denied.reason == "unidentified":
         return "This service wants to know who is calling."
     if denied.reason == "denied":
         return "The path has a control character." if denied.status == 400 else "Access from here is not allowed."
+    if denied.reason in SERVICE:
+        if denied.waits:
+            return "All streams that this endpoint may have are taken (policy 'streams')."
+        return _SERVICE_WORDS[denied.reason]
     plan = denied.terms.plan if denied.terms else ""
     if denied.first is None:
-        most = (denied.terms.concurrency if denied.terms else None) or 0
+        name, most = at_once(denied)
+        if name == "streams":
+            return f"This endpoint allows {most} streams of one caller at once (policy 'streams')."
         return f"Plan '{plan}' allows {requests(most)} at once (policy 'concurrency')."
     entry = denied.first[0]
     who = f"Plan '{plan}'" if entry.of_plan else "This endpoint"
@@ -329,7 +379,7 @@ def grpc_headers(prepared: Prepared, after: int | None) -> list[Header]:
     words = prepared.shown.replace(_SECONDS, str(after)) or prepared.reason
     headers = [
         (b"content-type", b"application/grpc"),
-        (b"grpc-status", b"%d" % _GRPC[prepared.status]),
+        (b"grpc-status", b"%d" % prepared.grpc_status),
         (b"grpc-message", quote(words, safe=" '()").encode()),
         (b"cache-control", b"no-store"),
     ]

@@ -28,11 +28,6 @@ class Pending:
 
 
 PENDING = (
-    Pending(("routes", "*", "streaming"), "streaming budgets are checked but not enforced by this version"),
-    Pending(("priorities", "*", "queue"), "'queue' is checked but not enforced by this version: no request waits"),
-    Pending(("priorities", "*", "min_share"), "'min_share' is checked but not enforced by this version"),
-    Pending(("priority_header",), "'priority_header' is checked but not enforced by this version"),
-    Pending(("shedding",), "'shedding' is checked but not enforced by this version"),
     Pending(
         ("backend", "type"), "shared state is checked but not supported by this version", frozenset({"redis", "limits"})
     ),

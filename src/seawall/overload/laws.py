@@ -1,0 +1,253 @@
+"""How many requests at a time: the laws, apart from the turnstile that applies them.
+
+A law is told, once a window, what the window was like, and answers with a limit and the reason for it. It has no clock,
+no loop and no requests: everything that time and chance have to say is in the `Window`. Each class states its formula;
+``tests/test_overload_laws.py`` evaluates them.
+
+Two laws share the work in `adaptive`, because one signal is not enough. `LagLaw` watches the event loop, on which
+everything is served: it holds where the processor is short, whatever is waited for. `LatencyLaw` watches how long the
+requests of one rule take, which is what tells of a downstream that is short while the loop is idle. The smaller limit
+holds.
+"""
+
+from __future__ import annotations
+
+from math import exp, log, log2
+from typing import Protocol, final
+
+UNKNOWN = -1
+"""A lag of which there is no sample."""
+
+
+@final
+class Window:
+    """What happened between two evaluations of a law.
+
+    ``lag`` is the loop's, in nanoseconds (`UNKNOWN` without a sample). ``peak`` is the most requests in flight at once,
+    ``in_flight`` the mean as the ending requests saw it. ``samples`` is how many requests ended well, ``latency`` their
+    geometric mean in nanoseconds, ``dropped`` how many ended with a time-out or an overloaded downstream.
+    """
+
+    __slots__ = ("dropped", "in_flight", "lag", "latency", "peak", "samples")
+
+    def __init__(
+        self,
+        *,
+        lag: int = UNKNOWN,
+        peak: int = 0,
+        in_flight: float = 0.0,
+        samples: int = 0,
+        latency: float = 0.0,
+        dropped: int = 0,
+    ) -> None:
+        self.lag = lag
+        self.peak = peak
+        self.in_flight = in_flight
+        self.samples = samples
+        self.latency = latency
+        self.dropped = dropped
+
+    def __repr__(self) -> str:
+        return f"<Window lag {self.lag} ns, peak {self.peak}, {self.samples} samples of {self.latency:.0f} ns>"
+
+
+class Limit(Protocol):
+    """A law. ``limit`` is how many requests may be in flight, ``reason`` why it last changed."""
+
+    limit: float
+    reason: str
+
+    def observe(self, window: Window) -> bool:
+        """Learn from a window that has ended; whether the limit was changed."""
+        ...
+
+
+REASONS = ("start", "lag", "growth", "cold_start", "latency", "rebaseline", "drop", "relax")
+"""Why a limit changed: the values of a metric label, so the list is closed."""
+
+
+class _Bounded:
+    """A limit between its bounds."""
+
+    def __init__(self, initial: float, least: float, most: float) -> None:
+        self.limit = min(max(float(initial), least), most)
+        self.least = float(least)
+        self.most = float(most)
+        self.reason = "start"
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.limit:.1f} of {self.least:.0f}..{self.most:.0f}, {self.reason}>"
+
+    def _move(self, limit: float, reason: str) -> bool:
+        limit = min(max(limit, self.least), self.most)
+        if limit == self.limit:
+            return False
+        self.limit = limit
+        self.reason = reason
+        return True
+
+
+@final
+class FixedLimit(_Bounded):
+    """``L = initial``, for ever. For who has measured, and for comparison."""
+
+    def observe(self, window: Window) -> bool:
+        return False
+
+
+@final
+class LagLaw(_Bounded):
+    """Concurrency by the lag of the event loop.
+
+    With ``m`` the lag of the window and ``T`` the target:
+
+    * ``m > T``: ``L = max(least, min(L, peak + 1) * max(.7, 1 - .4 (m - T) / T))``
+    * else, where the limit is in use (``2 peak >= L``): ``L += max(1, log2(L) (1 - m / T))``
+    * until the first congestion, where the limit is reached (``peak >= L``) and ``m < T / 4``: ``L = 2 L``
+
+    A limit that nobody reaches does not grow, so that it means something when it is reached. The step down is bounded,
+    so that one strange window costs at most three tenths; it starts from what was really in flight, or a limit that had
+    drifted high would take seconds to bite.
+
+    ``target_ns`` is 10 ms by default: each ``await`` queues again behind everybody, so a request pays the lag several
+    times, and it has to be far below what its caller will wait.
+    """
+
+    def __init__(self, initial: float, least: float, most: float, target_ns: int = 10_000_000) -> None:
+        super().__init__(initial, least, most)
+        self.target_ns = target_ns
+        self.cold = True
+
+    def observe(self, window: Window) -> bool:
+        lag, limit = window.lag, self.limit
+        if lag == UNKNOWN:
+            return False
+        excess = (lag - self.target_ns) / self.target_ns
+        if excess > 0:
+            self.cold = False
+            return self._move(min(limit, window.peak + 1) * max(0.7, 1 - 0.4 * excess), "lag")
+        if self.cold and window.peak >= limit and lag * 4 < self.target_ns:
+            return self._move(limit * 2, "cold_start")
+        if 2 * window.peak >= limit:
+            return self._move(limit + max(1.0, log2(limit) * -excess), "growth")
+        return False
+
+
+@final
+class LatencyLaw(_Bounded):
+    """Concurrency by how long requests of one kind take: for what is waited for outside of the event loop.
+
+    Of each window with at least `SAMPLES` samples it takes their geometric mean ``R`` (a mean of logarithms: one slow
+    route among fast ones, or a heavy tail, moves it little) and the mean number in flight ``N``. ``R0`` is the latency
+    when nothing waits.
+
+    * open (``L = most``) until ``R > 2 R0``: no law that is fed by latency may refuse anybody before it has seen
+      congestion. Then ``L = N / 2``, closed.
+    * closed and ``R > 1.3 R0``: was it our own queue? By Little's law a saturated downstream gets faster in proportion
+      as less is sent there. ``R`` has fallen at least half as much as ``N`` since the last step: it was, so
+      ``L = .8 L`` again. It has not: what is waited for has become slower itself, and that is its latency now:
+      ``R0 = R``.
+    * closed and ``R <= 1.3 R0``: ``L = 1.1 L + 1`` up to ``most``, which is open again, used or not.
+    * ``R < R0``: ``R0 = R``, at once; otherwise, while open, ``R0`` follows ``R`` by a twentieth a window.
+    * a window with drops (more than a twentieth of its requests): ``L = .9 min(L, peak)``.
+
+    A baseline that follows latency under load drifts until the limit means nothing (Gradient2, failsafe-go: without
+    bound over ten minutes at 1.3 times capacity), one that never moves refuses for ever after the downstream has
+    changed. Moving it exactly when less load did not help does neither.
+    """
+
+    SAMPLES = 10
+
+    def __init__(self, least: float, most: float) -> None:
+        super().__init__(most, least, most)
+        self.baseline = 0.0
+        self._last: tuple[float, float] | None = None
+
+    @property
+    def open(self) -> bool:
+        return self.limit >= self.most
+
+    def observe(self, window: Window) -> bool:
+        if window.dropped > max(1, (window.samples + window.dropped) // 20):
+            return self._move(min(self.limit, window.peak) * 0.9, "drop")
+        if window.samples < self.SAMPLES:
+            # Nobody asks, so nothing is learned; what tightens has to relax by itself all the same.
+            return not self.open and window.peak * 2 < self.limit and self._move(self.limit * 1.1 + 1, "relax")
+        latency, in_flight = window.latency, max(window.in_flight, 1.0)
+        if not self.baseline or latency < self.baseline:
+            self.baseline = latency
+        ratio = latency / self.baseline
+        if self.open:
+            if ratio > 2:
+                self._last = (in_flight, latency)
+                return self._move(in_flight / 2, "latency")
+            self.baseline += (latency - self.baseline) / 20
+            return False
+        if ratio <= 1.3:
+            self._last = None
+            return self._move(self.limit * 1.1 + 1, "relax")
+        before, self._last = self._last, (in_flight, latency)
+        if before is not None and in_flight < before[0] * 0.9:
+            fallen = log(before[1] / latency) / log(before[0] / in_flight)
+            if fallen < 0.5:
+                self.baseline = latency
+                self._last = None
+                return self._move(self.limit * 1.1 + 1, "rebaseline")
+        elif before is not None and self.limit > in_flight:
+            # What was sent before the last step has not drained yet.
+            self._last = before
+            return False
+        return self._move(self.limit * 0.8, "latency")
+
+
+@final
+class Gradient2Law(_Bounded):
+    """Netflix's Gradient2 (concurrency-limits, ``Gradient2Limit``), window by window.
+
+    ``long`` is the exponential average of ``R`` over 600 windows (the first ten: their mean), lowered by a twentieth
+    where it is twice ``R``; ``g = max(.5, min(1, 1.5 long / R))``; ``L = .8 L + .2 (g L + 4)``, and no change where
+    fewer than ``L / 2`` were in flight. Their code and their comment differ by the factor 1.5, the tolerance; this
+    is the code. Its baseline drifts under long overload, which is why it is not the default.
+    """
+
+    def __init__(self, initial: float, least: float, most: float) -> None:
+        super().__init__(initial, least, most)
+        self._long = 0.0
+        self._seen = 0
+
+    def observe(self, window: Window) -> bool:
+        if not window.samples:
+            return False
+        self._seen += 1
+        weight = 1 / self._seen if self._seen <= 10 else 2 / 601
+        self._long += (window.latency - self._long) * weight
+        if self._long > 2 * window.latency:
+            self._long *= 0.95
+        if window.peak < self.limit / 2:
+            return False
+        gradient = max(0.5, min(1.0, 1.5 * self._long / window.latency))
+        limit = 0.8 * self.limit + 0.2 * (gradient * self.limit + 4)
+        return self._move(limit, "growth" if limit > self.limit else "latency")
+
+
+@final
+class AimdLaw(_Bounded):
+    """Additive increase, multiplicative decrease: ``L = .9 L`` after a window with a drop, or in which the loop lagged
+    behind by more than ``target_ns``; else ``L + 1`` where the limit was in use (``2 peak >= L``).
+    """
+
+    def __init__(self, initial: float, least: float, most: float, target_ns: int = 10_000_000) -> None:
+        super().__init__(initial, least, most)
+        self.target_ns = target_ns
+
+    def observe(self, window: Window) -> bool:
+        if window.dropped:
+            return self._move(self.limit * 0.9, "drop")
+        if window.lag > self.target_ns:
+            return self._move(self.limit * 0.9, "lag")
+        return 2 * window.peak >= self.limit and self._move(self.limit + 1, "growth")
+
+
+def geometric_mean(log_sum: float, count: int) -> float:
+    """The geometric mean of ``count`` values whose natural logarithms add up to ``log_sum``."""
+    return exp(log_sum / count) if count else 0.0
