@@ -1,4 +1,4 @@
-"""`seawall.limit`, `seawall.charge` and `seawall.usage`: what an endpoint says about its own request."""
+"""`seawall.limit`, `charge`, `usage` and `time_left`: what an endpoint says and asks about its own request."""
 
 from __future__ import annotations
 
@@ -31,11 +31,13 @@ from seawall import (
     ConfigError,
     Decision,
     LimitExceeded,
+    LoadSheddingMiddleware,
     QuotaMiddleware,
     RateLimitMiddleware,
     Seawall,
     charge,
     limit,
+    time_left,
     usage,
 )
 from seawall.testing import ManualClock, disabled, drive, reset
@@ -1076,3 +1078,90 @@ def test_what_shadow_would_refuse_is_given_back_as_enforcing_would(
     shell = Seawall(app, config={**plan(rate="5/hour"), "mode": "shadow"}, clock=clock, registry=registry)
     assert statuses(shell, 6) == [200] * 6
     assert left == [4, 3, 3, 3, 3, 3]
+
+
+# time_left
+
+
+def asked_for_time(clock: ManualClock, found: list[float | None], **pauses: float) -> Any:
+    """An application that notes what is left of its time, with and without its request, and again after a pause."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        found.append(time_left())
+        found.append(time_left(HTTPConnection(scope)))
+        clock.advance(pauses.get("works", 0.0))
+        found.append(time_left())
+        await hello(scope, receive, send)
+
+    return app
+
+
+def in_ms(timeout: object) -> dict[str, Any]:
+    return {"headers": [(b"x-request-timeout-ms", str(timeout).encode())]}
+
+
+@pytest.mark.parametrize(
+    ("timeout", "works", "expected"), [(1_500, 0.5, [1.5, 1.5, 1.0]), (1_500, 2.0, [1.5, 1.5, 0.0])]
+)
+def test_time_left_is_what_the_caller_still_waits_and_never_negative(
+    timeout: int, works: float, expected: list[float], clock: ManualClock
+) -> None:
+    found: list[float | None] = []
+    call(Seawall(asked_for_time(clock, found, works=works), default="9/minute", clock=clock), **in_ms(timeout))
+    assert found == expected
+
+
+@pytest.mark.parametrize("said", [{}, in_ms("soon"), {"headers": [(b"x-request-start", b"t=1767225600.1")]}])
+def test_a_request_without_a_deadline_has_no_time_left_to_tell(said: dict[str, Any], clock: ManualClock) -> None:
+    found: list[float | None] = []
+    call(Seawall(asked_for_time(clock, found), default="9/minute", clock=clock), **said)
+    assert found == [None, None, None]
+
+
+def test_nobody_reads_deadlines_where_nothing_is_shed(clock: ManualClock) -> None:
+    found: list[float | None] = []
+    call(RateLimitMiddleware(asked_for_time(clock, found), limit="9/minute", clock=clock), **in_ms(900))
+    call(asked_for_time(clock, found), **in_ms(900))
+    assert found == [None] * 6
+
+
+def test_time_left_is_known_whichever_of_stacked_middlewares_reads_it(clock: ManualClock) -> None:
+    found: list[float | None] = []
+    sheds = LoadSheddingMiddleware(asked_for_time(clock, found), algorithm="adaptive", clock=clock)
+    call(RateLimitMiddleware(sheds, limit="9/minute", clock=clock), **in_ms(900))
+    assert found == [0.9, 0.9, 0.9]
+
+
+def test_time_left_of_a_websocket_is_of_its_handshake(clock: ManualClock) -> None:
+    found: list[float | None] = []
+    shell = Seawall(asked_for_time(clock, found), default="9/minute", clock=clock)
+    call(shell, type="websocket", **in_ms(900))
+    assert found == [0.9, 0.9, 0.9]
+
+
+def test_an_endpoint_in_a_thread_knows_its_time(clock: ManualClock, registry: CollectorRegistry) -> None:
+    app = FastAPI()
+
+    @app.get("/")
+    def page() -> float | None:
+        return time_left()
+
+    client = protected(app, clock, registry)
+    assert client.get("/", headers={"X-Request-Timeout-Ms": "700"}).json() == 0.7
+
+
+async def test_a_task_that_has_outlived_its_request_has_all_the_time(clock: ManualClock) -> None:
+    ended = asyncio.Event()
+    tasks: list[asyncio.Task[float | None]] = []
+
+    async def later() -> float | None:
+        await ended.wait()
+        return time_left()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        tasks.append(asyncio.ensure_future(later()))
+        await hello(scope, receive, send)
+
+    await drive(Seawall(app, default="9/minute", clock=clock), "/", **in_ms(900))
+    ended.set()
+    assert await tasks[0] is None

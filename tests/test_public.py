@@ -36,6 +36,7 @@ PUBLIC = {
         "limit",
         "load",
         "metrics_app",
+        "time_left",
         "usage",
     ],
     seawall.testing: ["Answer", "ManualClock", "disabled", "drive", "reset"],
@@ -113,7 +114,7 @@ def test_no_public_signature_says_any_where_it_returns(value: Any) -> None:
 
 
 def test_the_public_annotations_can_be_resolved() -> None:
-    for function in (seawall.charge, seawall.usage, seawall.metrics_app):
+    for function in (seawall.charge, seawall.usage, seawall.time_left, seawall.metrics_app):
         typing.get_type_hints(function)
 
 

@@ -17,7 +17,7 @@ from seawall.asgi import (
 from seawall.backends.memory import MemoryBackend
 from seawall.config import ConfigError, load
 from seawall.decision import Decision, Refusal
-from seawall.endpoint import charge, limit, usage
+from seawall.endpoint import charge, limit, time_left, usage
 from seawall.metrics import metrics_app
 from seawall.policy import Policy
 from seawall.responses import EXPOSE_HEADERS
@@ -40,5 +40,6 @@ __all__ = [
     "limit",
     "load",
     "metrics_app",
+    "time_left",
     "usage",
 ]

@@ -1,6 +1,8 @@
-"""What an endpoint may say about its own request: a limit of its own, a cost known afterwards, what is left.
+"""What an endpoint may say and ask about its own request: a limit of its own, a cost known afterwards, what is left of
+its caller's plan and of its time.
 
-All three find the request's exchange, in its scope or in the context, so that an endpoint needs no parameter for them.
+All of them find the request's exchange, in its scope or in the context, so that an endpoint needs no parameter for
+them.
 """
 
 import functools
@@ -201,3 +203,18 @@ def usage(request: HTTPConnection) -> dict[str, Decision]:
             left = max(0, allowed - part.gate.concurrency.in_flight(part.principal))
             found["concurrency"] = Decision(left > 0, "concurrency", allowed, left, 0.0 if left else 1.0, 0.0)
     return found
+
+
+def time_left(request: HTTPConnection | None = None) -> float | None:
+    """Seconds until this request's deadline, 0.0 once it has passed; ``None`` where the request has none.
+
+    For the time-outs of outgoing calls, and for the deadline that they pass on: what takes longer than the caller waits
+    is done for nobody. Without ``request`` it is the one that the context serves, in a thread of an endpoint as well.
+
+    ``None`` as well where no shedding is part of the middleware, and in a task that has outlived its request.
+    """
+    exchange = current_exchange.get() if request is None else _exchange(request)
+    if exchange is None or exchange.scope is None:
+        return None
+    left = [(part.deadline - part.gate.clock()) / SECOND for part in (exchange, *exchange.inside) if part.deadline != 0]
+    return max(0.0, min(left)) if left else None

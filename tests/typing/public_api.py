@@ -27,6 +27,7 @@ from seawall import (
     charge,
     limit,
     metrics_app,
+    time_left,
     usage,
 )
 from seawall.testing import Answer, ManualClock, disabled, drive, reset
@@ -96,6 +97,8 @@ async def charging(request: Request) -> dict[str, int]:
 async def socket(websocket: WebSocket) -> None:
     charge(websocket, 1)
     usage(websocket)
+    assert_type(time_left(websocket), float | None)
+    assert_type(time_left(), float | None)
 
 
 def errors() -> str:
