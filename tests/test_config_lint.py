@@ -14,6 +14,8 @@ from seawall.config import load_mapping, loads
 from seawall.config.document import read
 from seawall.config.lint import check, covers
 from seawall.config.loading import check_path, check_text
+from seawall.hints import _FIXED
+from seawall.identity import _FORWARDING, is_forwarded
 from seawall.rate import SECOND
 
 HASH = "sha256:" + "0" * 64
@@ -273,6 +275,116 @@ def test_a_mapping_may_hold_its_secrets() -> None:
     backend = {"type": "redis", "url": "redis://u:hunter2@h", "secret": "hunter2hunter2"}
     policy = load_mapping({"version": 1, "backend": backend})
     assert not any("W005" in text or "hunter2" in text for text in policy.warnings)
+
+
+# Overload
+
+
+CLASSES = "plans: {default: {rate: 100/minute, priority: gold}}\npriorities: {gold: %s, silver: %s, tin: %s}\n"
+
+
+def of_classes(*classes: str) -> list[tuple[str, str]]:
+    report = check_text("version: 1\n" + CLASSES % classes, "f", None)
+    assert report.errors == ()
+    return [(found.code, found.path) for found in report.warnings]
+
+
+@pytest.mark.parametrize(("timeout", "warned"), [("5s", False), ("5001ms", True), ("1m", True), ("250ms", False)])
+def test_a_queue_in_which_nobody_waits_to_the_end_is_reported(timeout: str, warned: bool) -> None:
+    found = of_classes("{}", f"{{queue: {{timeout: {timeout}}}}}", "{}")
+    assert found == [("W013", "priorities.silver.queue.timeout")] * warned
+
+
+@pytest.mark.parametrize(
+    ("shares", "at"),
+    [
+        (("50%", "25%", "24.9%"), None),
+        (("50%", "25%", "25%"), "tin"),
+        (("30%", "70%", "5%"), "silver"),
+        (("6%", "57%", "37%"), "tin"),  # as floats a little less than 1
+        (("100%", "1%", "1%"), "gold"),
+    ],
+)
+def test_shares_that_leave_nothing_are_reported_where_they_reach_the_whole(
+    shares: tuple[str, ...], at: str | None
+) -> None:
+    found = of_classes(*(f"{{min_share: {share}}}" for share in shares))
+    assert found == ([("W014", f"priorities.{at}.min_share")] if at else [])
+
+
+NOBODY = "priorities: {vip: {}, critical: {}, normal: {}, low: {}}\n"
+
+
+def test_classes_above_everybody_s_are_reported() -> None:
+    assert warnings(NOBODY) == [("W016", "priorities.vip"), ("W016", "priorities.critical")]
+    assert "nobody is of class 'vip': set the 'priority' of a plan, tenant or route" in words(NOBODY)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "tenants: {a: {priority: vip}}\n",
+        "tenants: {a: {overrides: {priority: vip}}}\n",
+        "routes: [{name: a, match: {path: /}, priority: vip}]\n",
+        "priority_header: {name: X-Class, raise_from: [10.2.0.0/16]}\n",
+    ],
+)
+def test_a_class_that_somebody_may_have_is_not_reported(text: str) -> None:
+    assert warnings(NOBODY + text) == []
+
+
+def test_a_plan_that_nobody_is_on_gives_its_class_to_nobody() -> None:
+    text = "version: 1\nplans: {default: {}, gold: {priority: vip}}\n" + NOBODY
+    codes = {(found.code, found.path) for found in check_text(text, "f", None).warnings}
+    assert codes == {("W002", "plans.gold"), ("W016", "priorities.vip"), ("W016", "priorities.critical")}
+
+
+def test_the_classes_that_are_not_written_are_not_judged() -> None:
+    assert warnings("shedding: {algorithm: adaptive}\n") == []
+
+
+@pytest.mark.parametrize("name", [*_FIXED, b"priority", b"Baggage"])
+def test_a_priority_header_with_another_meaning_is_reported(name: bytes) -> None:
+    """Whatever `hints` reads as something else; `Priority` never names a class."""
+    assert warnings(f"priority_header: {{name: {name.decode()}}}\n") == [("W015", "priority_header.name")]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "x-forwarded-priority",
+        "via",
+        "forwarded",
+        "X-Real-IP",
+        "x-priority",
+        "x-class",
+        *(n.decode() for n in _FORWARDING),
+    ],
+)
+def test_a_header_that_looks_forwarded_cannot_raise(name: str) -> None:
+    forwarded = is_forwarded([(name.lower().encode(), b"critical")])
+    assert warnings(f"priority_header: {{name: {name}, raise_from: [10.2.0.1]}}\n") == (
+        [("W015", "priority_header.name")] if forwarded else []
+    )
+    assert warnings(f"priority_header: {{name: {name}}}\n") == []  # it lowers as any other does
+
+
+def test_a_fixed_limit_that_nobody_wrote_is_reported() -> None:
+    assert warnings("shedding: {algorithm: fixed}\n") == [("W017", "shedding.algorithm")]
+    assert warnings("shedding: {algorithm: fixed, limit: {max: 50}}\n") == [("W017", "shedding.algorithm")]
+    assert warnings("shedding: {algorithm: fixed, limit: {initial: 50}}\n") == []
+    assert "write limit.initial, or it is 20" in words("shedding: {algorithm: fixed}\n")
+
+
+def test_an_order_that_decides_nothing_is_reported() -> None:
+    classes = "priorities: {normal: {}, low: {}}\n"
+    assert warnings(classes + "shedding: {algorithm: 'off'}\n") == [("W018", "priorities")]
+    assert warnings("shedding: {algorithm: 'off'}\n") == []
+
+
+@pytest.mark.parametrize(("target", "warned"), [("100ms", False), ("101ms", True), ("500ms", True)])
+def test_a_lag_that_is_taken_for_a_latency_is_reported(target: str, warned: bool) -> None:
+    assert warnings(f"shedding: {{loop_lag_target: {target}}}\n") == [("W019", "shedding.loop_lag_target")] * warned
 
 
 # Not yet

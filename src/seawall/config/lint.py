@@ -15,9 +15,9 @@ from seawall.config import pending
 from seawall.config.document import Document, Path
 from seawall.config.values import expiry
 from seawall.decision import Mode
-from seawall.notation import shorten
+from seawall.notation import MILLISECOND, shorten
 from seawall.policy import Plan, Policy, Route, RouteLimit
-from seawall.rate import Quota, Rate
+from seawall.rate import SECOND, Quota, Rate
 
 Clock: TypeAlias = Callable[[], int]
 
@@ -26,6 +26,26 @@ _ENOUGH = 20
 
 _COMPARISONS = 200_000
 """So many pairs of paths are compared, which is a fraction of a second; a file with more goes without the rest."""
+
+_PATIENCE = 5 * SECOND
+"""Who has waited so long has given up; a queue that holds its callers longer works for nobody."""
+
+_LAG = 100 * MILLISECOND
+"""A request pays the lag once for each time that it waits, so at this it is slow wherever the limit is."""
+
+_MEANT_OTHERWISE = {
+    "baggage": "is W3C Baggage, of which 'criticality' is read anyway and may only lower",
+    "priority": "orders the parts of one page (RFC 9218) and names no class; browsers send it with every request",
+    **dict.fromkeys(
+        ("grpc-timeout", "x-envoy-expected-rq-timeout-ms", "x-request-timeout-ms", "x-request-start"),
+        "says how long a caller waits, and names no class",
+    ),
+}
+"""Headers that `seawall.hints` reads as something else, or whose values are never the name of a class."""
+_SAYS_FORWARDED = frozenset(
+    ("forwarded", "via", "x-real-ip", "x-client-ip", "true-client-ip", "cf-connecting-ip", "x-cluster-client-ip")
+)
+"""Headers by which a request is known to be forwarded (`seawall.identity.is_forwarded`), beside ``x-forwarded-*``."""
 
 
 def check(policy: Policy, main: Document, included: Sequence[Document], clock: Clock = time.time_ns) -> None:
@@ -56,6 +76,9 @@ class _Lint:
         self.hidden_routes()
         self.settings()
         self.quotas_in_memory()
+        self.priorities()
+        self.priority_header()
+        self.shedding()
 
     def warn(
         self, code: str, message: str, *path: str | int, document: Document | None = None, key: bool = False
@@ -194,6 +217,59 @@ class _Lint:
         if re.search(r"://[^/@\s]*:[^@\s]+@", url) and main.written(("backend", "url")) is None:
             self.warn("W005", "a password in the file; write ${REDIS_URL}", "backend", "url", key=True)
 
+    def priorities(self) -> None:
+        total = 0.0
+        for one in self.policy.priorities:
+            if (one.queue_timeout_ns or 0) > _PATIENCE:
+                message = "few callers wait so long: what is kept for those who have left delays the others; 1s is long"
+                self.warn("W013", message, "priorities", one.name, "queue", "timeout")
+            # Rounded, for ten tenths of floating point are a little less than one.
+            before, total = total, round(total + (one.min_share or 0.0), 9)
+            if before < 1 <= total:
+                message = f"together the shares are {total:.0%}: nothing is left for the order of the classes to decide"
+                self.warn("W014", message, "priorities", one.name, "min_share")
+        if "priorities" in self.main.root:
+            self.classes_of_nobody()
+
+    def classes_of_nobody(self) -> None:
+        """Classes above all that are given to somebody. Those below are everybody's who lowers its own."""
+        policy = self.policy
+        header = policy.priority_header
+        if header is not None and header.raise_from:
+            return
+        plans = [plan for name, plan in policy.plans.items() if name in self.used]
+        plans += [tenant.plan for tenant in policy.tenants.values()]
+        given = {policy.middle_priority, *(plan.priority for plan in plans)}
+        given |= {tenant.priority for tenant in policy.tenants.values()} | {route.priority for route in policy.routes}
+        for one in policy.priorities:
+            if one.name in given:
+                return
+            message = f"nobody is of class '{one.name}': set the 'priority' of a plan, tenant or route"
+            self.warn("W016", message, "priorities", one.name, key=True)
+
+    def priority_header(self) -> None:
+        header = self.policy.priority_header
+        if header is None:
+            return
+        why = _MEANT_OTHERWISE.get(header.name)
+        if why is None and header.raise_from and _says_forwarded(header.name):
+            why = "is what forwarding proxies add, so a request that carries it may not raise its priority"
+        if why is not None:
+            message = f"{shorten(header.name)} {why}; use one of your own, such as X-Request-Priority"
+            self.warn("W015", message, "priority_header", "name")
+
+    def shedding(self) -> None:
+        shedding, written = self.policy.shedding, self.main.root.get("shedding", {})
+        if shedding.algorithm == "fixed" and "initial" not in written.get("limit", {}):
+            message = f"a fixed limit is for who has measured: write limit.initial, or it is {shedding.initial}"
+            self.warn("W017", message, "shedding", "algorithm")
+        if shedding.algorithm == "off" and "priorities" in self.main.root:
+            message = "with 'algorithm: off' nobody waits and nobody is refused for others: the order has no effect"
+            self.warn("W018", message, "priorities", key=True)
+        if shedding.loop_lag_target_ns > _LAG:
+            message = "a request pays this several times, once for each 'await' of its handler; 10ms is usual"
+            self.warn("W019", message, "shedding", "loop_lag_target")
+
     def quotas_in_memory(self) -> None:
         if self.policy.backend.type != "memory":
             return
@@ -219,6 +295,10 @@ class _Lint:
 def _tenants(document: Document) -> Iterable[tuple[str, dict[str, Any]]]:
     found: dict[str, dict[str, Any]] = document.root.get("tenants", {})
     return found.items()
+
+
+def _says_forwarded(header: str) -> bool:
+    return header in _SAYS_FORWARDED or header.startswith("x-forwarded-")
 
 
 def _never_fits(cost: int, limits: Plan | RouteLimit) -> bool:
