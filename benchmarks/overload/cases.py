@@ -18,7 +18,7 @@ from benchmarks.harness import percentile
 from benchmarks.overload import outcomes
 from benchmarks.overload.measure import ideal
 from benchmarks.overload.outcomes import Outcome, milliseconds, share, within
-from benchmarks.overload.servers import CLASSES, DOWNSTREAM_MAX, HAND_TUNED, TENANTS, key_of
+from benchmarks.overload.servers import CLASSES, DOWNSTREAM_MAX, FIXED, TENANTS, key_of
 
 Load = Mapping[str, float]
 """Multiples of C by tenant."""
@@ -100,15 +100,17 @@ class Case:
         """The same in a part of the time."""
         return replace(self, warm=self.warm * factor, seconds=self.seconds * factor, after=self.after * factor)
 
-    def plan(self, subject: str, capacity: float, seed: int) -> dict[str, Any]:
+    def connections(self, capacity: float) -> int:
+        """How many are open from the start, streams apart: one for each caller that may be waiting."""
+        return 0 if self.fresh else min(MOST_CONNECTIONS, math.ceil(self.total * capacity * self.patience))
+
+    def plan(self, capacity: float, seed: int) -> dict[str, Any]:
         """The generator's command, but for the server's address. ``capacity`` in requests per second."""
 
         def phase(seconds: float, load: Load, name: str | None = None) -> dict[str, Any]:
             rates = {kind: multiple * capacity for kind, multiple in load.items()}
             return {"seconds": seconds, "rates": rates, "signal": name}
 
-        # uvicorn's limit counts connections, idle ones too: it gets no more than it asks for.
-        opened = 0 if self.fresh or subject == "uvicorn" else math.ceil(self.total * capacity * self.patience)
         return {
             "phases": [
                 phase(self.warm, self.before),
@@ -117,7 +119,7 @@ class Case:
             ],
             "kinds": {kind: (PATH, key_of(kind)) for kind in self.kinds},
             "patience": self.patience,
-            "connections": min(MOST_CONNECTIONS, opened),
+            "connections": self.connections(capacity),
             "fresh": self.fresh,
             "retries": self.retries,
             "backoff": 0.05,
@@ -147,12 +149,14 @@ class Slot:
         load, after = within(rows, start, end), within(rows, end, end + case.after)
         offered = len(load) / case.seconds / self.capacity
         goodput = sum(row.good for row in load) / case.seconds / self.capacity
+        most = ideal(offered, self.rho)
         found: dict[str, float | None] = {
             "capacity_rps": self.capacity,
             "rho": self.rho,
             "offered": offered,
             "goodput": goodput,
-            "ideal": ideal(offered, self.rho),
+            "ideal": most,
+            "of_ideal": goodput / most if most and not case.slow else None,
             **self._latencies(usual, load, start),
             **self._refusals(load),
             "usual_success": share(usual, lambda row: row.good),
@@ -161,9 +165,8 @@ class Slot:
             **self._machine(rows),
             **self._tenants(load),
         }
-        if not case.fresh and not case.slow:  # Gideal is about C and rho, and neither is what limits those
-            found["of_ideal"] = goodput / max(ideal(offered, self.rho), 1e-9)
-        if case.slow:
+        if case.slow:  # neither C nor rho is what limits it
+            del found["ideal"]
             found["of_max"] = goodput * self.capacity / DOWNSTREAM_MAX
         if case.retries:
             found["attempts"] = len(load) / max(1, sum(row.attempt == 0 for row in load))
@@ -368,4 +371,4 @@ CASES: tuple[Case, ...] = (
 QUICK = ("S1 10x", "S16 never awaits, 10x")
 CURVE = "S1"
 """The scenario whose cases are the points of the plot."""
-assert {case.app for case in CASES} <= set(HAND_TUNED["fixed"])
+assert {case.app for case in CASES} <= set(FIXED)

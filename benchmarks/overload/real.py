@@ -31,11 +31,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks import harness
+from benchmarks import apps, harness
 from benchmarks.harness import Report, Summary, Verdict, percentile, say, show
 from benchmarks.overload import outcomes
 from benchmarks.overload.cases import CASES, QUICK, SERVERS, SETTLE, Case, Slot, unreliable
-from benchmarks.overload.servers import SUBJECTS, Serving, serve
+from benchmarks.overload.servers import SUBJECTS, Serving, key_of, serve
 from benchmarks.server import LOAD_CORE, Running
 from benchmarks.server import _child as child
 
@@ -98,12 +98,12 @@ class Results:
         runs = self.runs(case, subject)
         return [run for run in runs if not run.reasons] or runs
 
-    def usual_p99(self, scenario: str, subject: str, number: int) -> float | None:
-        """The p99 at .7 C over all runs of a scenario in one round, in milliseconds."""
+    def usual_p99(self, like: Case, subject: str, number: int) -> float | None:
+        """The p99 before the overload over all runs of a scenario's application in one round, in milliseconds."""
         pooled = [
             latency
             for case in CASES
-            if case.scenario == scenario
+            if (case.scenario, case.app) == (like.scenario, like.app)
             for run in self.runs(case, subject)
             if run.round == number
             for latency in run.usual
@@ -116,7 +116,7 @@ class Results:
         for run in self.relied_on(case, subject):
             for name, value in run.measured.items():
                 samples.setdefault(name, []).append(value)
-            usual = self.usual_p99(case.scenario, subject, run.round)
+            usual = self.usual_p99(case, subject, run.round)
             if usual and "p99_ms" in run.measured:
                 samples.setdefault("times_usual_p99", []).append(run.measured["p99_ms"] / usual)
         return {name: Summary.of(values) for name, values in samples.items()}
@@ -154,6 +154,21 @@ def closed_loop(load: subprocess.Popen[str], server: Running, seconds: float) ->
     return counts["requests"] / counts["seconds"], (server.cpu_ns() - before) / counts["requests"]
 
 
+def connection_cost(load: subprocess.Popen[str], server: Running, rate: float, seconds: float) -> float:
+    """Processor nanoseconds of a server for a request on a new connection, at ``rate`` requests per second."""
+    plan = {
+        "port": server.port,
+        "pid": server.process.pid,
+        "phases": [{"seconds": seconds, "rates": {"t0": rate}}],
+        "kinds": {"t0": (apps.PATH, key_of("t0"))},
+        "patience": 1.0,
+        "fresh": True,
+    }
+    record = ask(load, {"limit": seconds + MARGIN, "open": plan})
+    (_, before, _), (_, after, _) = record["marks"]
+    return (after - before) / max(1, len(record["at"]))
+
+
 @dataclass(slots=True)
 class Bench:
     """One case in one round: servers for calibration that run all the time, and one server for each run."""
@@ -173,11 +188,14 @@ class Bench:
             load = stack.enter_context(generator())
             limit = 10 * (case.lasts + MARGIN)
             bare = stack.enter_context(serve(serving(case, "bare", loops_per_ms, limit)))
+            closed_loop(load, bare, seconds / 3)
+            capacity, service = closed_loop(load, bare, seconds)
             with serve(serving(case, FLOOR, loops_per_ms, 4 * MARGIN)) as refusing:
                 closed_loop(load, refusing, seconds / 3)
                 _, refusal = closed_loop(load, refusing, seconds)
-            closed_loop(load, bare, seconds / 3)
-            _, service = closed_loop(load, bare, seconds)
+                if case.fresh:
+                    connecting = connection_cost(load, refusing, 4 * capacity, seconds) - refusal
+                    refusal, service = refusal + connecting, service + connecting
             yield cls(case, loops_per_ms, seconds, load, bare, refusal / service)
 
     def capacity(self) -> float:
@@ -187,22 +205,23 @@ class Bench:
     def run(self, subject: str, capacity: float, seed: int) -> Any:
         """The generator's record of one run."""
         limit = self.case.lasts + self.case.patience + MARGIN
-        plan = self.case.plan(subject, capacity, seed)
-        with serve(serving(self.case, subject, self.loops_per_ms, limit)) as server, generator() as load:
+        plan = self.case.plan(capacity, seed)
+        opened = self.case.connections(capacity) + sum(self.case.streams.values())
+        with serve(serving(self.case, subject, self.loops_per_ms, limit, opened)) as server, generator() as load:
             return ask(load, {"limit": limit, "open": {**plan, "port": server.port, "pid": server.process.pid}})
 
 
-def serving(case: Case, subject: str, loops_per_ms: float, limit: float) -> Serving:
+def serving(case: Case, subject: str, loops_per_ms: float, limit: float, connections: int = 0) -> Serving:
     """The server for a subject in a case."""
     http, loop = SERVERS[case.server]
-    return Serving(subject, case.app, loops_per_ms, http, loop, limit)
+    return Serving(subject, case.app, loops_per_ms, http, loop, connections, limit)
 
 
 def measure(
     cases: Sequence[Case], subjects: Sequence[str], effort: Effort, seed: int, limit: float, results: Results
 ) -> None:
     """Every case against every subject, in ``effort.rounds`` rounds, into ``results``; `TimeIsUp` after ``limit`` s."""
-    loops_per_ms = harness.probe("benchmarks.overload.servers", {}, timeout=120)
+    loops_per_ms: float = harness.probe("benchmarks.overload.servers", {}, timeout=120)
     shuffler = random.Random(seed)
     began, done, total = time.monotonic(), 0, effort.rounds * runs_of(cases, subjects)
     for number in range(effort.rounds):
@@ -404,7 +423,7 @@ def remarks(results: Results, cases: Sequence[Case]) -> list[str]:
             ]
         floor = results.summaries(case, FLOOR)
         for goal in case.goals:
-            if goal.metric == "refusals_answered" and goal.metric in floor and floor[goal.metric].median < goal.bar:
+            if goal.metric in floor and goal.metric == "refusals_answered" and floor[goal.metric].median < goal.bar:
                 lines.append(
                     f"{case.title}: out of reach here: a server that refuses everything answers "
                     f"{floor[goal.metric].median:.1%} within 1 s"
