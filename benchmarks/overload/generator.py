@@ -35,6 +35,8 @@ GAVE_UP, LOST, NOT_SENT = 0, -1, -2
 """What stands for a status where there was no answer: the caller's patience ended; the server closed or reset the
 connection; the generator itself could not send (no port, no descriptor)."""
 
+STREAMS = "/v1/events/"
+"""What the path of a stream begins with."""
 TICK = b"tick"
 """What every event of a stream carries, and nothing else in its bytes."""
 CONNECTIONS = 15_000
@@ -379,7 +381,7 @@ async def listen(port: int, counts: Mapping[str, int], key: str) -> list[Listene
     listeners: list[Listener] = []
     for make, name in ((request_bytes, "sse"), (upgrade_bytes, "websocket")):
         for number in range(counts.get(name, 0)):
-            listener = Listener(make(port, f"/v1/events/{number}", key))
+            listener = Listener(make(port, f"{STREAMS}{number}", key))
             await loop.create_connection(lambda listener=listener: listener, "127.0.0.1", port)  # type: ignore[misc]
             listeners.append(listener)
             if number % 50 == 49:
