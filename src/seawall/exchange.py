@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from asyncio import timeout
+from asyncio import Task, create_task, current_task, shield, sleep, wait
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from contextvars import ContextVar
 from typing import Any, Protocol, TypeAlias, final
@@ -268,8 +269,8 @@ class Exchange(Ticket):
     async def has_left(self) -> bool:
         """Whether the caller has hung up while it waited: work for the dead is what keeps a storm alive after its end.
 
-        uvicorn's cycle knows. Other servers are asked for messages as far as they are there already; those that are
-        the application's are kept for it.
+        uvicorn's cycle knows. Other servers are asked for messages, as far as they are there; they are kept for the
+        application. Who has left in the middle of a large upload is found out only by whoever reads it.
         """
         receive = self.receive
         known = getattr(getattr(receive, "__self__", None), "disconnected", None)
@@ -277,19 +278,9 @@ class Exchange(Ticket):
             return bool(known)
         if self.scope["type"] != "http":
             return False
-        kept: list[Message] = []
-        while not kept or not kept[-1].get("more_body", False):
-            try:
-                async with timeout(0):
-                    message = await receive()
-            except TimeoutError:
-                break
-            if message["type"] == "http.disconnect":
-                return True
-            kept.append(message)
-        if kept:
-            self.receive = _replay(kept, receive)
-        return False
+        ahead = _Ahead(receive)
+        self.receive = ahead.receive
+        return await ahead.has_ended()
 
     def spent(self, *, shown: bool = False) -> list[Spent]:
         """Everything that was spent for this request; ``shown`` leaves out what is in shadow mode."""
@@ -365,15 +356,60 @@ class Exchange(Ticket):
             self.gate.admission.settle(self, outcome, refund=refund)
 
 
-def _replay(messages: list[Message], receive: Receive) -> Receive:
-    """A ``receive`` that begins with ``messages``."""
-    left = iter(messages)
+_MOST_AHEAD = 1 << 20
+"""Bytes of a body that are read before the application asks for them."""
+_GRACE = 0.001
+"""Seconds for a server to say something that receives in a thread of its own (granian)."""
 
-    async def replayed() -> Message:
-        message = next(left, None)
-        return await receive() if message is None else message
 
-    return replayed
+@final
+class _Ahead:
+    """A ``receive`` that has begun before the application asks for messages.
+
+    Nothing that a server has begun to deliver is ever given up, as a time-out would: granian hands a message over in a
+    thread, and what it hands over to nobody is lost. So what is still awaited is left to the application.
+    """
+
+    __slots__ = ("_kept", "_looking", "_reader", "_receive")
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._kept: deque[Message] = deque()
+        self._looking = True
+        self._reader: Task[None] | None = None
+
+    async def has_ended(self) -> bool:
+        """Whether the caller is known to have hung up."""
+        reader = self._reader = create_task(self._read())
+        request = current_task()
+        if request is not None:
+            request.add_done_callback(lambda _: reader.cancel())  # nobody asks any more
+        await sleep(0)  # all that a server on this loop has queued is there now
+        if not self._kept:
+            await wait((reader,), timeout=_GRACE)
+        self._looking = False
+        return bool(self._kept) and self._kept[-1]["type"] == "http.disconnect"
+
+    async def _read(self) -> None:
+        size = 0
+        while self._looking and size < _MOST_AHEAD:
+            message = await self._receive()
+            self._kept.append(message)
+            if message["type"] == "http.disconnect":
+                break
+            size += len(message.get("body", b""))
+
+    async def receive(self) -> Message:
+        while not self._kept:
+            reader = self._reader
+            if reader is None:
+                return await self._receive()
+            try:
+                await shield(reader)  # frameworks look for a message and give up at once
+            finally:
+                if reader.done():
+                    self._reader = None
+        return self._kept.popleft()
 
 
 async def _nothing() -> None:
