@@ -12,6 +12,9 @@ by its CPU time, and nothing else does while anything is ready. So
 * a caller that gives up closes its connection, and the server learns this once it has read the data before: the end
   of the stream is found one iteration after the data.
 
+What a controller computes takes no time, only its callbacks do (``CALLBACK_NS``); what Seawall really costs is measured
+by ``overhead.py``. Waking a task takes none either: it is part of what its handler computes.
+
 Arrivals are an open loop: they come when they come. Everything outside (arrivals, callers, downstream) happens at its
 own instant, however late the loop looks. Same sources, same numbers, on any machine: integers, seeded Mersenne
 Twisters, and ties broken by a sequence number.
@@ -183,6 +186,8 @@ class Source:
     """A new connection for each request."""
     even: bool = False
     """Arrivals at even distances, else a Poisson process."""
+    instants: Sequence[int] = ()
+    """Arrivals at exactly these, instead of phases."""
     seed: int = 0
     index: int = field(default=0, init=False)
     """Where it stands among the sources of its loop."""
@@ -211,6 +216,7 @@ def stream(seed: int, *names: object) -> random.Random:
 
 def _arrivals(source: Source, random_bits: random.Random) -> Iterator[int]:
     """When the requests of a source arrive, in order."""
+    yield from source.instants
     bits, gaps = random_bits.getrandbits, _GAPS
     start = 0
     for until, mean in source.phases:

@@ -98,6 +98,13 @@ class Run:
         )
         return good * S / (end - start)
 
+    def of_ideal(self, start: int, end: int, *, capacity: float = 0.0) -> float:
+        """The goodput of [start, end) as a share of what is possible with what arrived then; 0 if nothing is."""
+        capacity = capacity or self.capacity
+        offered = self.arrived(start, end) * S / (end - start) / capacity
+        best = ideal(offered, self.rho) * capacity
+        return self.goodput(start, end) / best if best else 0.0
+
     def success(self, start: int, end: int, kinds: Collection[int] | None = None, *, first: bool = False) -> float:
         """The share of what arrived that was answered well; ``first`` leaves retries out."""
         limits = self._limits()

@@ -168,17 +168,17 @@ def _step(mix: Sequence[Kind], level: float, seconds: int, workers: int, warm: i
     return Setup(sources, (warm + seconds) * S, unit, cost_of_refusal(cpu_ns), workers=workers)
 
 
-def _stepped(level: float, seconds: int, warm: int, run: Run) -> dict[str, float]:
+def _stepped(seconds: int, warm: int, run: Run) -> dict[str, float]:
     start, end = warm * S, (warm + seconds) * S
     found = {
-        "goodput/ideal": run.goodput(start, end) / run.capacity / ideal(level, run.rho),
+        "goodput/ideal": run.of_ideal(start, end),
         "p99 ms": run.latency(0.99, start, end),
     }
     if warm:
         found["p99/p99 at .7"] = found["p99 ms"] / run.latency(0.99, 5 * S, start)
     else:
         early = start + 2 * S
-        found["goodput/ideal, first 2 s"] = run.goodput(start, early) / run.capacity / ideal(level, run.rho)
+        found["goodput/ideal, first 2 s"] = run.of_ideal(start, early)
     return found
 
 
@@ -197,7 +197,7 @@ def step(
         name,
         title,
         partial(_step, mix, level, seconds, workers, warm),
-        partial(_stepped, level, seconds, warm),
+        partial(_stepped, seconds, warm),
         short=short,
     )
 
@@ -214,7 +214,7 @@ def _spike() -> Setup:
 def _spiked(run: Run) -> dict[str, float]:
     end = 25 * S
     return {
-        "goodput/ideal": run.goodput(WARM, end) / run.capacity / ideal(10, run.rho),
+        "goodput/ideal": run.of_ideal(WARM, end),
         "p99 ms": run.latency(0.99, WARM, end),
         "recovery s": run.recovery(end, end + 20 * S),
         "shed, 2 s after": run.shed(end + 2 * S, end + 20 * S),
@@ -285,7 +285,7 @@ def _half_speed() -> Setup:
 def _halved(run: Run) -> dict[str, float]:
     start, end = WARM, 50 * S
     return {
-        "goodput/ideal": run.goodput(start, end) / (run.capacity / 2) / ideal(1.4, run.rho),
+        "goodput/ideal": run.of_ideal(start, end, capacity=run.capacity / 2),
         "p99 ms": run.latency(0.99, start, end),
         "recovery s": run.recovery(end, end + 20 * S),
     }
@@ -313,20 +313,19 @@ def _one_tenant(level: float) -> Setup:
     return Setup(sources, 50 * S, unit, cost_of_refusal(K1.cpu_ns))
 
 
-def _shared(level: float, run: Run) -> dict[str, float]:
+def _shared(run: Run) -> dict[str, float]:
     """Fairness from a second after the step on, while the total is what it is."""
     start, end = WARM + S, 50 * S
     tenants = range(1 + OTHERS)
     demands = [run.arrived(start, end, {tenant}) * S / (end - start) for tenant in tenants]
-    best = ideal(sum(demands) / run.capacity, run.rho) * run.capacity
-    oracle = max_min(demands, best)
+    oracle = max_min(demands, ideal(sum(demands) / run.capacity, run.rho) * run.capacity)
     shares = [run.goodput(start, end, {tenant}) / oracle[tenant] for tenant in tenants]
     return {
         "Jain index": jain(shares),
         "others' success": run.success(start, end, set(tenants[1:])),
         "least success of another": min(run.success(start, end, {tenant}) for tenant in tenants[1:]),
         "heavy/oracle": shares[0],
-        "goodput/ideal": run.goodput(start, end) / best,
+        "goodput/ideal": run.of_ideal(start, end),
     }
 
 
@@ -349,7 +348,7 @@ def _classed(run: Run) -> dict[str, float]:
     found = {f"class {priority}/ideal": run.goodput(start, end, {priority}) / best for priority in range(CLASSES)}
     return {
         **found,
-        "goodput/ideal": run.goodput(start, end) / best,
+        "goodput/ideal": run.of_ideal(start, end),
         "p99 ms of class 0": run.latency(0.99, start, end, {0}),
     }
 
@@ -368,7 +367,7 @@ def _critical(run: Run) -> dict[str, float]:
     return {
         "critical success": run.success(start, end, {0}),
         "critical p99 ms": run.latency(0.99, start, end, {0}),
-        "goodput/ideal": run.goodput(start, end) / run.capacity / ideal(12.5, run.rho),
+        "goodput/ideal": run.of_ideal(start, end),
         "recovery s": run.recovery(end, end + 20 * S),
     }
 
@@ -385,11 +384,11 @@ def _routes(level: float, rules: tuple[int, int]) -> Setup:
     return Setup(sources, 80 * S, unit, cost_of_refusal(K1.cpu_ns))
 
 
-def _routed(level: float, run: Run) -> dict[str, float]:
+def _routed(run: Run) -> dict[str, float]:
     start, end = WARM, 80 * S
     return {
         "shed": run.shed(start, end),
-        "goodput/ideal": run.goodput(start, end) / run.capacity / ideal(level, run.rho),
+        "goodput/ideal": run.of_ideal(start, end),
         "p99 ms fast": run.latency(0.99, start, end, {0}),
         "p99 ms slow": run.latency(0.99, start, end, {1}),
         "slow success/fast success": run.success(start, end, {1}) / max(run.success(start, end, {0}), 1e-9),
@@ -402,11 +401,11 @@ def _pareto(level: float) -> Setup:
     return Setup([source], 80 * S, unit, cost_of_refusal(PARETO.cpu_ns))
 
 
-def _tailed(level: float, run: Run) -> dict[str, float]:
+def _tailed(run: Run) -> dict[str, float]:
     start, end = WARM, 80 * S
     return {
         "shed": run.shed(start, end),
-        "goodput/ideal": run.goodput(start, end) / run.capacity / ideal(level, run.rho),
+        "goodput/ideal": run.of_ideal(start, end),
         "p99 ms": run.latency(0.99, start, end),
     }
 
@@ -426,7 +425,7 @@ def _lasted(minutes: int, run: Run) -> dict[str, float]:
     return {
         "p99 last/first minute": last / first if last < inf else inf,
         "p99 ms, last minute": last,
-        "goodput/ideal": run.goodput(WARM, end) / run.capacity / ideal(1.3, run.rho),
+        "goodput/ideal": run.of_ideal(WARM, end),
     }
 
 
@@ -456,7 +455,7 @@ def _streamed(run: Run) -> dict[str, float]:
         "streams admitted": 1 - run.shed(0, WARM, {1, 2}),
         "shed at .7": run.shed(5 * S, middle, {0}),
         "p99 ms at .7": run.latency(0.99, 5 * S, middle, {0}),
-        "goodput/ideal at 2x": run.goodput(middle, end, {0}) / run.capacity / ideal(2, run.rho),
+        "goodput/ideal at 2x": run.of_ideal(middle, end),
         "p99 ms at 2x": run.latency(0.99, middle, end, {0}),
     }
 
@@ -472,11 +471,11 @@ def _deadlines(level: float) -> Setup:
     return Setup(sources, 50 * S, unit, cost_of_refusal(K1.cpu_ns))
 
 
-def _dated(level: float, run: Run) -> dict[str, float]:
+def _dated(run: Run) -> dict[str, float]:
     start, end = WARM, 50 * S
     return {
         "started after their deadline": run.late_grants,
-        "goodput/ideal": run.goodput(start, end) / run.capacity / ideal(level, run.rho),
+        "goodput/ideal": run.of_ideal(start, end),
         "success at .7, 50 ms": run.success(5 * S, start, {0}),
         "success, 50 ms": run.success(start, end, {0}),
         "success, 1 s": run.success(start, end, {1}),
@@ -507,10 +506,10 @@ def _synchronous() -> Setup:
 # S17: callers that are gone
 
 
-def _dead_clients() -> Setup:
-    unit = capacity(K1.cpu_ns, connects=True)
-    source = Source(load(unit, (20, 0.7), (24, 10), (44, 0.7)), K1.draw, patience_ns=S, connects=True)
-    return Setup([source], 44 * S, unit, cost_of_refusal(K1.cpu_ns, connects=True))
+def _dead_clients(handlers: Kind, level: float) -> Setup:
+    unit = capacity(handlers.cpu_ns, connects=True)
+    source = Source(load(unit, (20, 0.7), (24, level), (44, 0.7)), handlers.draw, patience_ns=S, connects=True)
+    return Setup([source], 44 * S, unit, cost_of_refusal(handlers.cpu_ns, connects=True))
 
 
 def _outlived(run: Run) -> dict[str, float]:
@@ -519,7 +518,7 @@ def _outlived(run: Run) -> dict[str, float]:
     return {
         "p50 back after s": run.settled(end, end + 20 * S, bar=1.2 * usual),
         "answered within 1 s": run.answered(start, end, S),
-        "goodput/ideal": run.goodput(start, end) / run.capacity / ideal(10, run.rho),
+        "goodput/ideal": run.of_ideal(start, end),
         "recovery s": run.recovery(end, end + 20 * S),
         "p99 ms": run.latency(0.99, start, end),
     }
@@ -545,21 +544,19 @@ SCENARIOS: dict[str, Scenario] = {
         ),
         Scenario("S5-half", "processor at half speed for 30 s, .7 C", _half_speed, _halved),
         Scenario("S5-pauses", "a pause of 100 ms each second, .7 C", _pauses, partial(_sheds, WARM, 50 * S)),
-        Scenario("S6-1.5x", "one tenant at 1.5 C among ten", partial(_one_tenant, 1.5), partial(_shared, 1.5)),
-        Scenario("S6-5x", "one tenant at 5 C among ten", partial(_one_tenant, 5), partial(_shared, 5), True),
+        Scenario("S6-1.5x", "one tenant at 1.5 C among ten", partial(_one_tenant, 1.5), _shared),
+        Scenario("S6-5x", "one tenant at 5 C among ten", partial(_one_tenant, 5), _shared, True),
         Scenario("S7-equal", "four classes, 1 C each", _equal_classes, _classed, short=True),
         Scenario("S7-spike", "12 C of background for 10 s over critical at .5 C", _background, _critical, short=True),
-        Scenario("S8-routes", "routes of 10 and 200 ms, .8 C", partial(_routes, 0.8, (0, 1)), partial(_routed, 0.8)),
-        Scenario("S8-routes-2x", "routes of 10 and 200 ms, 2 C", partial(_routes, 2, (0, 1)), partial(_routed, 2)),
-        Scenario(
-            "S8-one-rule", "the same under one rule, .8 C", partial(_routes, 0.8, (0, 0)), partial(_routed, 0.8), True
-        ),
-        Scenario("S8-pareto", "heavy-tailed processor time, .8 C", partial(_pareto, 0.8), partial(_tailed, 0.8)),
-        Scenario("S8-pareto-2x", "heavy-tailed processor time, 2 C", partial(_pareto, 2), partial(_tailed, 2)),
+        Scenario("S8-routes", "routes of 10 and 200 ms, .8 C", partial(_routes, 0.8, (0, 1)), _routed),
+        Scenario("S8-routes-2x", "routes of 10 and 200 ms, 2 C", partial(_routes, 2, (0, 1)), _routed),
+        Scenario("S8-one-rule", "the same under one rule, .8 C", partial(_routes, 0.8, (0, 0)), _routed, True),
+        Scenario("S8-pareto", "heavy-tailed processor time, .8 C", partial(_pareto, 0.8), _tailed),
+        Scenario("S8-pareto-2x", "heavy-tailed processor time, 2 C", partial(_pareto, 2), _tailed),
         Scenario("S9", "1.3 C for 30 min", partial(_long, 30), partial(_lasted, 30)),
         step("S10", "cold start into 3 C", K1, level=3, seconds=20, warm=0, short=True),
         Scenario("S11", "500 SSE and 200 WebSockets beside .7 C and 2 C", _streams, _streamed, short=True),
-        Scenario("S12", "deadlines of 50 ms and 1 s, 2 C", partial(_deadlines, 2), partial(_dated, 2), short=True),
+        Scenario("S12", "deadlines of 50 ms and 1 s, 2 C", partial(_deadlines, 2), _dated, short=True),
         step("S13", "two workers, step to 2 C", K1, level=2, workers=2),
         *(
             Scenario(
@@ -579,11 +576,22 @@ SCENARIOS: dict[str, Scenario] = {
         step("S16-threads-10x", "def handlers in the thread pool, step to 10 C", THREADED, level=10),
         step("S16-mix-2x", "all three kinds in equal parts, step to 2 C", K1, K2, THREADED, level=2),
         step("S16-mix-10x", "all three kinds in equal parts, step to 10 C", K1, K2, THREADED, level=10),
-        Scenario("S17", "10 C for 4 s, callers give up after 1 s", _dead_clients, _outlived, short=True),
+        *(
+            Scenario(name, title, partial(_dead_clients, handlers, level), _outlived, short=name == "S17")
+            for name, title, handlers, level in (
+                ("S17", "10 C for 4 s, callers give up after 1 s", K1, 10),
+                ("S17-20x", "20 C for 4 s, more than can even be refused, callers give up after 1 s", K1, 20),
+                ("S17-never-awaiting", "never awaiting, 10 C for 4 s, callers give up after 1 s", K2, 10),
+            )
+        ),
     )
 }
 
 CURVES: dict[str, Scenario] = {
     scenario.name: scenario
-    for scenario in (step(f"load-{level:g}", f"step to {level:g} C", K1, level=level, seconds=20) for level in CURVE)
+    for scenario in (
+        step(f"load-{name}-{level:g}", f"step to {level:g} C", handlers, level=level, seconds=20)
+        for name, handlers in (("K1", K1), ("K2", K2))
+        for level in CURVE
+    )
 }
