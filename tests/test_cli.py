@@ -20,7 +20,7 @@ import seawall
 import seawall.cli
 from seawall.cli import hash_key, terminal
 from seawall.cli.app import build
-from seawall.config import check, load
+from seawall.config import check, load, loads
 
 REFERENCE = Path(__file__).with_name("data") / "seawall.yaml"
 VERBS = ("init", "check", "schema", "demo", "explain", "hash-key")
@@ -201,6 +201,17 @@ def test_what_init_writes_is_valid_without_a_warning(options: list[str], here: P
     report = check("seawall.yaml")
     assert report.diagnostics == ()
     assert report.policy is not None
+
+
+def test_what_init_says_of_overload_is_what_holds_without_it(here: Path) -> None:
+    invoke("init")
+    text = (here / "seawall.yaml").read_text()
+    said = {line.partition(":")[0]: line for line in re.findall(r"^# ([a-z]+: \{.*)$", text, re.MULTILINE)}
+    assert set(said) == {"priorities", "shedding"}
+    as_it_is, classes = loads(text), loads(f"{text}\n{said['priorities']}")
+    assert classes.priorities == as_it_is.priorities
+    assert loads(f"{text}\n{said['shedding']}").shedding.algorithm == "off"
+    assert as_it_is.shedding.algorithm == "adaptive"
 
 
 def test_init_says_what_to_do_next_in_three_lines_that_run(here: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,11 @@ from seawall.cli.explain import as_json, as_text
 from seawall.cli.explanation import Explanation, explain
 from seawall.config import load, loads
 from seawall.exchange import Exchange
+from seawall.overload.limiter import ADMITTED, QUEUE_TIMEOUT, WAITS, Limiter, Settings
+from seawall.overload.queue import DONE, Claim
+from seawall.policy import PriorityHeader
 from seawall.testing import Answer, ManualClock, drive
+from seawall.turnstile import settings_of
 from test_cli import REFERENCE, invoke
 
 REFERENCE_POLICY = load(REFERENCE)
@@ -100,6 +106,9 @@ HEADERS = st.lists(
                 (b"access-control-request-method", b"PUT"),
             ]
         ),
+        st.sampled_from([b"0", b"250", b"soon"]).map(lambda timeout: (b"x-request-timeout-ms", timeout)),
+        st.sampled_from([b"critical", b"low", b"background", b"mauve"]).map(lambda word: (b"x-request-priority", word)),
+        st.sampled_from([b"criticality=BULK", b"criticality=?"]).map(lambda value: (b"baggage", value)),
     ),
     max_size=4,
 )
@@ -133,7 +142,9 @@ def test_it_agrees_with_what_happens(scope: dict[str, Any]) -> None:
         assert dict(told.headers) == answer.headers
         assert told.body.encode() == (b"" if app.called else answer.body)
     if app.exchange is None:
-        assert told.limits == ()
+        # What has expired is told its limits, and has spent nothing of them.
+        assert all(limit.remaining == (limit.burst or limit.amount) for limit in told.limits)
+        assert told.limits == () or outcome == "expired"
     else:
         terms, verdict = app.exchange.terms, app.exchange.verdict
         assert told.rule.name == terms.route.name
@@ -141,6 +152,10 @@ def test_it_agrees_with_what_happens(scope: dict[str, Any]) -> None:
         assert told.caller.plan == terms.plan
         assert told.mode == terms.mode.name.lower()
         assert told.priority == terms.priority
+        assert told.overload is not None
+        assert told.overload.classes.index(told.priority) == terms.klass
+        assert told.overload.streaming == terms.route.streaming
+        assert (told.deadline is None) is (app.exchange.deadline == 0)
         assert told.concurrency == terms.concurrency
         assert [(limit.name, limit.remaining, limit.cost) for limit in told.limits] == [
             (entry.name, left, entry.cost)
@@ -225,6 +240,12 @@ CASES: dict[str, tuple[str, dict[str, Any], str, str]] = {
         {},
         "exempt",
         "Seawall serves metrics on this path",
+    ),
+    "expired": (
+        TINY,
+        {"headers": [(b"x-request-timeout-ms", b"0")]},
+        "expired",
+        "its deadline has passed before it came",
     ),
     "control character": (TINY, {"path": "/login\n"}, "denied", "the path has a control character"),
 }
@@ -314,6 +335,169 @@ def test_where_the_priority_came_from(tenant: str, path: str, priority: str, sou
     told = explained(PRIORITIES, path, tenant=tenant)
     assert (told.priority, told.priority_from) == (priority, source)
     assert told.caller.overridden is (tenant == "over")
+
+
+RAISING = PRIORITIES + "priority_header: {name: X-Class, raise_from: [10.2.0.0/16]}\n"
+
+
+@pytest.mark.parametrize(
+    ("headers", "peer", "priority", "source"),
+    [
+        ([], "192.0.2.1", "normal", "nobody sets one"),
+        (
+            [(b"x-class", b"low")],
+            "192.0.2.1",
+            "low",
+            "asked for by the x-class header; its own is normal, nobody sets one",
+        ),
+        (
+            [(b"x-class", b"normal"), (b"baggage", b"criticality=BULK")],
+            "192.0.2.1",
+            "low",
+            "asked for by the baggage header; its own is normal, nobody sets one",
+        ),
+        ([(b"x-class", b"critical")], "192.0.2.1", "normal", "nobody sets one"),
+        (
+            [(b"x-class", b"critical")],
+            "10.2.0.1",
+            "critical",
+            "asked for by the x-class header; its own is normal, nobody sets one",
+        ),
+        ([(b"x-class", b"critical"), (b"via", b"x")], "10.2.0.1", "normal", "nobody sets one"),
+    ],
+)
+def test_what_a_header_makes_of_the_priority(
+    headers: list[tuple[bytes, bytes]], peer: str, priority: str, source: str
+) -> None:
+    told = explained(RAISING, headers=headers, client=(peer, 1))
+    assert (told.priority, told.priority_from) == (priority, source)
+    in_vain = headers[:1] == [(b"x-class", b"critical")] and priority == "normal"
+    words = "the x-class header asks for critical, which is above its own: only a peer in priority_header.raise_from"
+    assert (words in as_text(told).plain) is in_vain
+
+
+def test_the_deadline_and_the_headers_that_made_it() -> None:
+    wait = [(b"x-request-timeout-ms", b"250"), (b"grpc-timeout", b"2S"), (b"accept", b"*/*")]
+    told = explained(TINY, headers=wait)
+    assert (told.deadline, told.deadline_from) == (0.25, "x-request-timeout-ms")
+    assert "deadline  0.25 s after its arrival (x-request-timeout-ms)" in as_text(told).plain
+    whole = {"type": "http", "method": "GET", "path": "/", "client": ("192.0.2.1", 1)}
+    started = [*wait, (b"x-request-start", b"t=1781524799.900")]
+    told = asyncio.run(explain(loads(TINY), {**whole, "headers": started}, at=NOON))
+    assert (told.deadline, told.deadline_from) == (0.15, "x-request-timeout-ms and x-request-start")
+    assert explained(TINY, headers=[(b"x-request-timeout-ms", b"0")]).deadline == 0
+    assert "deadline" not in as_text(explained(TINY)).plain
+
+
+def test_a_header_that_makes_no_sense_is_noted() -> None:
+    told = explained(TINY, headers=[(b"x-request-timeout-ms", b"soon"), (b"baggage", b"criticality=mauve")])
+    assert set(told.notes) == {
+        "the x-request-timeout-ms header makes no sense and is ignored",
+        "the baggage header makes no sense and is ignored",
+    }
+
+
+OVERLOAD = """
+version: 1
+plans: {default: {rate: 10/s}, bulk: {rate: 10/s, priority: low}}
+tenants: {acme: {plan: bulk}}
+priorities: {critical: {}, normal: {queue: {timeout: 250ms}}, low: {min_share: 2.5%}}
+routes: [{name: feed, match: {path: /feed}, streaming: {max: 500, max_per_tenant: 10}}]
+"""
+
+
+def test_what_becomes_of_it_when_there_is_no_room() -> None:
+    told = explained(OVERLOAD)
+    assert told.overload is not None
+    assert (told.overload.algorithm, told.overload.initial, told.overload.min, told.overload.max) == (
+        "adaptive",
+        20,
+        2,
+        1000,
+    )
+    assert (told.overload.waits, told.overload.min_share, told.overload.status) == (0.25, None, 503)
+    text = as_text(told).plain
+    assert "priority  normal (nobody sets one)\n            after critical, before low\n" in text
+    assert "without room it waits 250 ms at most, then 503 with Retry-After" in text
+    text = as_text(explained(OVERLOAD, tenant="acme")).plain
+    assert "after critical and normal, but at least 2.5 % of what is admitted" in text
+    assert "streams" not in text
+    assert "streams: 500 open on this rule, 10 of one caller" in as_text(explained(OVERLOAD, "/feed")).plain
+
+
+async def test_it_says_how_long_a_request_really_waits() -> None:
+    """A place is never free; the limiter's own clock and timers say when it gives up."""
+    raising = PriorityHeader("x-class", (ip_network("192.0.2.1"),))
+    for extra in ("", "shedding: {loop_lag_target: 5ms}\n"):
+        policy = replace(loads(OVERLOAD + extra), priority_header=raising)
+        settings = settings_of(policy, priorities=True)
+        assert settings is not None
+        for klass, name in enumerate(("critical", "normal", "low")):
+            headers = [(b"x-class", name.encode())]
+            scope = {"type": "http", "method": "GET", "path": "/", "client": ("192.0.2.1", 1), "headers": headers}
+            told = await explain(policy, scope)
+            assert told.priority == name
+            assert told.overload is not None
+            lone = waited(settings, klass)
+            assert lone <= told.overload.waits + 0.011  # at most; below the first class less in a queue that stands
+            assert klass or lone == pytest.approx(told.overload.waits, abs=0.011)
+
+
+def waited(settings: Settings, klass: int) -> float:
+    """How long a lone claim of a class waits for a place that never comes, in seconds, by beats of 10 ms."""
+    clock, told = ManualClock(), []
+    timers = Beats()
+    limiter = Limiter(replace(settings, algorithm="fixed", initial=1, least=1), clock=clock, timers=timers)
+    running, waiting = claim(0), claim(klass)
+    waiting.wake = told.append
+    assert limiter.enter(running, clock()) == ADMITTED
+    assert limiter.enter(waiting, clock()) == WAITS
+    while not told:
+        clock.advance(0.01)
+        timers.beat()
+    assert told == [QUEUE_TIMEOUT]
+    return (clock() - waiting.since) / 1e9
+
+
+class Beats:
+    """An event loop of which nothing runs but the timer that is due."""
+
+    def __init__(self) -> None:
+        self.due: Callable[[], None] = self.beat
+
+    def call_soon(self, callback: Callable[..., None], *args: Any) -> None:
+        pass
+
+    def call_later(self, delay: float, callback: Callable[..., None], *args: Any) -> None:
+        self.due = callback
+
+    def beat(self) -> None:
+        self.due()
+
+
+def claim(klass: int) -> Claim:
+    made = Claim()
+    made.klass, made.owner, made.group, made.deadline, made.state, made.since = klass, "acme", 0, 0, DONE, 0
+    return made
+
+
+@pytest.mark.parametrize(
+    ("shedding", "words"),
+    [
+        ("{algorithm: fixed, limit: {initial: 40}}", "fixed: 40 at once"),
+        ("{algorithm: aimd}", "aimd: as many at once as cause no drops and no lag (2 to 1000, from 20)"),
+        ("{algorithm: gradient2, status: 529}", "then 529 with Retry-After"),
+        ("{algorithm: 'off'}", "nothing is shed: shedding.algorithm is off"),
+    ],
+)
+def test_the_law_is_named(shedding: str, words: str) -> None:
+    assert words in as_text(explained(f"{TINY}shedding: {shedding}\n")).plain
+
+
+def test_a_rule_that_only_watches_sheds_nobody() -> None:
+    text = as_text(explained(TINY + "routes: [{name: all, match: {path: '/**'}, mode: shadow}]\n")).plain
+    assert "counted, never refused: the mode of the file or the rule" in text
+    assert "503" not in text
 
 
 KEYS = """

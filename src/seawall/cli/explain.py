@@ -7,7 +7,7 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 import typer
 from rich.text import Text
 
-from seawall.cli.explanation import Caller, Explanation, Limit, Rule, explain
+from seawall.cli.explanation import Caller, Explanation, Limit, Overload, Rule, explain
 from seawall.cli.terminal import CONFIG_HELP, console, fail, policy_of, say
 from seawall.config.diagnostics import printable
 from seawall.identity import parse_address
@@ -28,7 +28,13 @@ NOBODY_IN_PARTICULAR = "192.0.2.1"
 """The address of a request for which none is given (RFC 5737: nobody's)."""
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_COLOURS = {"allowed": "green", "exempt": "green", "passed": "green", "limited": "red", "denied": "red"}
+_COLOURS = {"allowed": "green", "exempt": "green", "passed": "green"}
+"""Of outcomes; whatever else becomes of a request is a refusal."""
+_LAWS = {
+    "adaptive": "as many at once as the event loop and the latency of each rule allow",
+    "gradient2": "as many at once as the latency of all requests allows",
+    "aimd": "as many at once as cause no drops and no lag",
+}
 
 
 def run(
@@ -56,7 +62,7 @@ def run(
     websocket: Annotated[bool, typer.Option("--websocket", help="A WebSocket connection.")] = False,
     form: Annotated[Literal["text", "json"], typer.Option("--format", help="text for people, or json.")] = "text",
 ) -> None:
-    """Say what holds for a request, and why: rule, caller, mode, priority, limits, headers.
+    """Say what holds for a request, and why: rule, caller, mode, priority, limits, overload, headers.
 
     The request is driven through Seawall itself, in this process and with nothing used yet. Limits in the application's
     code (seawall.limit, identify=) are not in the file and so not here.
@@ -69,6 +75,7 @@ def run(
       seawall explain POST /login --ip 203.0.113.7
       seawall explain /v1/search --tenant acme --format json
       seawall explain / --peer 10.0.0.5 --forwarded-for '203.0.113.7, 10.0.0.9'
+      seawall explain / -H 'X-Request-Timeout-Ms: 250' -H 'X-Request-Priority: low'
     """
     if key is not None and tenant is not None:
         fail("give --key or --tenant, not both")
@@ -204,7 +211,7 @@ def as_text(told: Explanation) -> Text:
     what = "WebSocket" if told.websocket else told.method
     text.append(f"{what} {printable(told.path[:200])}: ")
     status = f" {told.status}" if told.status else ""
-    text.append(f"{told.outcome}{status}", style=f"bold {_COLOURS[told.outcome]}")
+    text.append(f"{told.outcome}{status}", style=f"bold {_COLOURS.get(told.outcome, 'red')}")
     text.append(f", {told.because}\n\n")
     for title, lines in _sections(told):
         for number, line in enumerate(lines):
@@ -219,8 +226,14 @@ def _sections(told: Explanation) -> Iterator[tuple[str, Iterable[str]]]:
     yield "caller", _caller_lines(told.caller)
     yield "mode", [told.mode + (f", because of the {' and the '.join(told.lowered_by)}" if told.lowered_by else "")]
     if told.priority != "none":
-        yield "priority", [f"{told.priority} ({told.priority_from})"]
+        yield "priority", list(_priority_lines(told))
+        if told.deadline is not None:
+            yield "deadline", [f"{told.deadline:g} s after its arrival ({told.deadline_from})"]
         yield "limits", list(_limit_lines(told))
+        if told.overload is None:
+            yield "overload", ["nothing is shed: shedding.algorithm is off"]
+        else:
+            yield "overload", list(_overload_lines(told.overload))
     if told.headers:
         yield "headers", [f"{_spelled(name)}: {value}" for name, value in told.headers]
     if told.body:
@@ -255,6 +268,41 @@ def _caller_lines(caller: Caller) -> Iterator[str]:
         yield f"  {printable(source)}"
     shared = "" if caller.bucket == caller.address else f", one of {caller.bucket}"
     yield f"  address {caller.address}{shared} ({caller.address_from})"
+
+
+def _priority_lines(told: Explanation) -> Iterator[str]:
+    yield f"{told.priority} ({told.priority_from})"
+    if told.overload is None:
+        return
+    classes, share = told.overload.classes, told.overload.min_share
+    at = classes.index(told.priority)
+    order = [
+        f"{word} {_list(names)}" for word, names in (("after", classes[:at]), ("before", classes[at + 1 :])) if names
+    ]
+    if share is not None:
+        order.append(f"but at least {share * 100:.3g} % of what is admitted")
+    if order:
+        yield f"  {', '.join(order)}"
+
+
+def _list(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
+def _overload_lines(overload: Overload) -> Iterator[str]:
+    if overload.algorithm == "fixed":
+        yield f"fixed: {overload.initial} at once"
+    else:
+        bounds = f"{overload.min} to {overload.max}, from {overload.initial}"
+        yield f"{overload.algorithm}: {_LAWS[overload.algorithm]} ({bounds})"
+    streaming = overload.streaming
+    if streaming is not None:
+        each = "" if streaming.max_per_tenant is None else f", {streaming.max_per_tenant} of one caller"
+        yield f"  streams: {streaming.max} open on this rule{each}"
+    if overload.enforced:
+        yield f"  without room it waits {overload.waits * 1e3:g} ms at most, then {overload.status} with Retry-After"
+    else:
+        yield "  counted, never refused: the mode of the file or the rule"
 
 
 def _limit_lines(told: Explanation) -> Iterator[str]:

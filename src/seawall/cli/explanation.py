@@ -2,13 +2,14 @@
 
 The request is driven through a real `Seawall` in front of an application that notes what arrives, with an empty memory
 of its own. What was decided is read off that run: the answer, the metric that went up, the lane the request was in. The
-reasons come from the objects that decided (`Gate`, `RouteTable`, `ClientIP`, `TenantSource`), asked again with one
-condition changed: a rule without its methods, a key at the beginning of time. Nothing here knows a rule by itself.
+reasons come from the objects that decided (`Gate`, `RouteTable`, `ClientIP`, `TenantSource`, `Hints`, `Limiter`), asked
+again with one condition changed: a rule without its methods, a key at the beginning of time, a request without one of
+its headers. Nothing here knows a rule by itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal, TypeAlias, final
@@ -19,10 +20,11 @@ from seawall.backends.memory import MemoryBackend
 from seawall.decision import Mode
 from seawall.exchange import SCOPE_KEY, Exchange
 from seawall.gate import Gate, Lane
+from seawall.hints import Hint
 from seawall.identity import TenantSource, show_address
 from seawall.metrics import REJECTIONS, REQUESTS, SHADOW_REJECTIONS, Cells
-from seawall.policy import Identity, Policy, Route
-from seawall.rate import Rate
+from seawall.policy import Identity, Policy, Route, Streaming
+from seawall.rate import SECOND, Rate
 from seawall.responses import allowance
 from seawall.routing import RouteTable, has_control_character, path_below_root
 from seawall.testing import Answer, ManualClock, drive
@@ -85,11 +87,35 @@ class Limit:
 
 @final
 @dataclass(frozen=True, slots=True)
+class Overload:
+    """What becomes of a request when more comes than the service can do. Times are in seconds.
+
+    ``initial``, ``min`` and ``max`` are requests in flight at once, ``waits`` is how long this one waits for its turn
+    at most, ``min_share`` the part of the service (0..1) that its class has in any case. ``enforced`` is whether it is
+    refused then, and with ``status``. ``streaming`` is the budget of a rule for streams.
+    """
+
+    algorithm: str
+    initial: int
+    min: int
+    max: int
+    classes: tuple[str, ...]
+    """All classes, the most important first; of the request's own `Explanation.priority` says which it is."""
+    waits: float
+    min_share: float | None
+    status: int
+    enforced: bool
+    streaming: Streaming | None
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class Explanation:
     """Everything about one request that the configuration decides.
 
-    ``outcome`` is the metric's (allowed, limited, denied, exempt), or ``passed`` where a request is not even counted.
-    ``status`` and ``body`` are there if Seawall answers by itself.
+    ``outcome`` is the metric's (allowed, limited, expired, denied, exempt), or ``passed`` where a request is not even
+    counted. ``status`` and ``body`` are there if Seawall answers by itself. ``deadline`` is in seconds from its
+    arrival, 0 where that has been before. ``overload`` is ``None`` where nothing is shed.
     """
 
     method: str
@@ -105,6 +131,9 @@ class Explanation:
     lowered_by: tuple[str, ...]
     priority: str
     priority_from: str
+    deadline: float | None
+    deadline_from: str
+    overload: Overload | None
     limits: tuple[Limit, ...]
     concurrency: int | None
     would_refuse: bool
@@ -193,6 +222,7 @@ class _Case:
         self.found = gate.lane(self.scope, self.position, self.tenant, None)
         visit = arrived.get(SCOPE_KEY) if arrived else None
         self.exchange = visit if isinstance(visit, Exchange) else None
+        self.hint = self._read(self.scope["headers"])
 
     @property
     def route(self) -> Route:
@@ -203,22 +233,23 @@ class _Case:
         """The lane that the request was in; none where it was turned away or waved through before it had one."""
         if self.exchange is not None:
             return self.exchange.lane
-        # Refused or switched off in its lane: the application has not seen it.
-        in_lane = self.outcome == "limited" or self._switched_off_in_lane
-        return self.found[0] if self.found and in_lane else None
+        # Refused in its lane: the application has not seen it.
+        if self.found is None or self.outcome not in ("limited", "expired"):
+            return None
+        lane = self.found[0]
+        return lane if self.hint is None else self.gate.hinted(lane, self.hint)
 
-    @property
-    def _switched_off_in_lane(self) -> bool:
-        """Whether a plan or tenant is what has mode off: known after identity only."""
-        if self.outcome != "exempt" or self.arrived is None or self.found is None:
-            return False
-        return not (self.gate.passes[self.position] or self.address in self.gate.exempts)
+    def _read(self, headers: Iterable[tuple[bytes, bytes]]) -> Hint | None:
+        """What ``headers`` say of the request, as of its arrival: time stands still."""
+        hints = self.gate.hints
+        return None if hints is None else hints.read({**self.scope, "headers": list(headers)}, self.gate.clock())
 
     def told(self) -> Explanation:
         lane = self.lane
         terms = lane.terms if lane else None
         modes, lowered = self._modes(terms)
         priority, priority_from = self._priority(terms)
+        deadline, deadline_from = self._deadline() if terms else (None, "")
         by_seawall = self.arrived is None
         return Explanation(
             method=self.method,
@@ -234,12 +265,15 @@ class _Case:
             lowered_by=lowered,
             priority=priority,
             priority_from=priority_from,
+            deadline=deadline,
+            deadline_from=deadline_from,
+            overload=self._overload(terms) if terms else None,
             limits=self._limits(lane) if lane else (),
             concurrency=terms.concurrency if terms else None,
             would_refuse=self.would_refuse,
             headers=tuple(self.answer.headers.items()) if self.outcome != "exempt" else (),
             body=self.answer.body.decode() if by_seawall and self.outcome != "exempt" else "",
-            notes=self._notes(),
+            notes=self._notes(terms),
         )
 
     def _because(self, terms: Terms | None) -> str:
@@ -253,6 +287,8 @@ class _Case:
             return "the path has a control character" if control else "the address is in access.deny"
         if self.outcome == "exempt":
             return self._why_exempt(terms)
+        if self.outcome == "expired":
+            return "its deadline has passed before it came"
         if self.outcome == "limited":
             return "it costs more than can ever be saved up"
         if terms is not None and terms.mode is Mode.SHADOW:
@@ -360,13 +396,59 @@ class _Case:
     def _priority(self, terms: Terms | None) -> tuple[str, str]:
         if terms is None:
             return "none", "requests that are not limited have none"
+        own, source = self._own_priority(terms)
+        if terms.priority == own:
+            return own, source
+        return terms.priority, f"asked for by the {self._asking()} header; its own is {own}, {source}"
+
+    def _own_priority(self, terms: Terms) -> tuple[str, str]:
+        """The priority that a request has if it says nothing about itself, and whose it is."""
         candidates = (
             ("the tenant", terms.profile.priority),
             ("the route", self.route.priority),
             ("the plan", terms.profile.plan.priority),
         )
-        source = next((name for name, priority in candidates if priority is not None), "nobody sets one")
-        return terms.priority, source
+        unset = ("nobody sets one", self.policy.middle_priority)
+        source, own = next(((name, priority) for name, priority in candidates if priority is not None), unset)
+        return own, source
+
+    def _asking(self) -> str:
+        """The headers that alone would ask for the same priority."""
+        wanted = self.hint.priority if self.hint else None
+        alone = ((name, self._read([(name, value)])) for name, value in self.scope["headers"])
+        return " and ".join(dict.fromkeys(name.decode() for name, hint in alone if hint and hint.priority == wanted))
+
+    def _deadline(self) -> tuple[float | None, str]:
+        """Seconds from the arrival to the deadline, and the headers without which it would be another."""
+        until = self.gate.deadline(self.hint) if self.hint else 0
+        if not until:
+            return None, ""
+        headers = self.scope["headers"]
+        said = []
+        for name in dict.fromkeys(name for name, _ in headers):
+            without = self._read(header for header in headers if header[0] != name)
+            if without is None or without.deadline_ns != until:
+                said.append(name.decode("latin-1"))
+        return max(0, until - self.gate.clock()) / SECOND, " and ".join(said)
+
+    def _overload(self, terms: Terms) -> Overload | None:
+        if self.gate.turnstile is None:
+            return None
+        shedding, limiter = self.policy.shedding, self.gate.turnstile.current
+        klass = self.policy.priorities[terms.klass]
+        streaming = terms.route.streaming
+        return Overload(
+            algorithm=shedding.algorithm,
+            initial=shedding.initial,
+            min=shedding.min,
+            max=shedding.max,
+            classes=tuple(one.name for one in self.policy.priorities),
+            waits=limiter._patience[terms.klass] / SECOND,
+            min_share=klass.min_share,
+            status=shedding.status,
+            enforced=terms.guarded,
+            streaming=streaming,
+        )
 
     def _limits(self, lane: Lane) -> tuple[Limit, ...]:
         terms = lane.terms
@@ -420,8 +502,13 @@ class _Case:
         prefix = self.policy.identity.ipv6_prefix
         return show_address(bucket) + (f"/{prefix}" if len(bucket) == 16 and prefix < 128 else "")
 
-    def _notes(self) -> tuple[str, ...]:
+    def _notes(self, terms: Terms | None) -> tuple[str, ...]:
         notes = []
+        if terms is not None and self.hint is not None:
+            notes += [f"the {name} header makes no sense and is ignored" for name in self.hint.ignored]
+            if self.hint.priority not in (None, terms.priority):
+                words = f"the {self._asking()} header asks for {self.hint.priority}, which is above its own"
+                notes.append(f"{words}: only a peer in priority_header.raise_from may raise, if it forwards for nobody")
         if self.gate.clients.trusts_nobody and "forwarded" in self._address_from():
             notes.append("no proxy is trusted (identity.client_ip.trusted_proxies)")
         if self.tenant is not None and self.found is None:

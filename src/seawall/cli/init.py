@@ -43,7 +43,7 @@ defaults:
   anonymous_plan: anonymous      # callers without a tenant
 
 plans:
-  anonymous: {{rate: 60/minute}}
+  anonymous: {{rate: 60/minute, priority: low}}   # the first to be refused when more comes than the service can do
   free:
     rate: 10/second              # a token bucket: at most 10 at once, refilled at 10 a second
     concurrency: 10              # requests in flight at once
@@ -70,6 +70,11 @@ routes:                          # top to bottom, the first match wins; what mat
   # - name: search
   #   match: {{path: "/v1/search/**"}}
   #   cost: 5                           # takes 5 of the caller's plan
+
+# Overload needs no settings: what can be served in time is, the important first, and the rest is refused with a 503.
+# Plans, tenants and routes may have a `priority`; who has none is normal.
+# priorities: {{critical: {{}}, normal: {{}}, low: {{}}}}   # the classes, if no others are named here
+# shedding: {{algorithm: off}}          # never refuse for overload
 
 metrics:
   path: /metrics                 # for Prometheus
