@@ -6,6 +6,7 @@ from asyncio import Task, create_task, current_task, shield, sleep, wait
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, Protocol, TypeAlias, final
 
 from seawall.admission import Closest, Denied, Entry, Ticket
@@ -266,21 +267,33 @@ class Exchange(Ticket):
             return Outcome.DROPPED
         return Outcome.SUCCESS if 100 <= self.status < 400 and not self.refused else Outcome.IGNORED
 
-    async def has_left(self) -> bool:
-        """Whether the caller has hung up while it waited: work for the dead is what keeps a storm alive after its end.
+    def listen(self) -> None:
+        """Notice from now on whether the caller hangs up. Called as it begins to wait.
 
-        uvicorn's cycle knows. Other servers are asked for messages, as far as they are there; they are kept for the
-        application. Who has left in the middle of a large upload is found out only by whoever reads it.
+        uvicorn's cycle knows by itself. Other servers tell who asks for messages, which are kept for the application:
+        the beginning of a body, so who leaves in the middle of a large upload is noticed by whoever reads it. A client
+        that asks whether it may send its body (100-continue) gets no answer before it is admitted.
         """
         receive = self.receive
-        known = getattr(getattr(receive, "__self__", None), "disconnected", None)
+        if hasattr(getattr(receive, "__self__", None), "disconnected") or self.scope["type"] != "http":
+            return
+        if not any(name == b"expect" for name, _ in self.scope["headers"]):
+            self.receive = _Ahead(receive).receive
+
+    async def has_left(self) -> bool:
+        """Whether the caller has hung up while it waited: work for the dead is what keeps a storm alive."""
+        receive = self.receive
+        source = getattr(receive, "__self__", None)
+        known = getattr(source, "disconnected", None)
         if known is not None:
             return bool(known)
         if self.scope["type"] != "http":
             return False
-        ahead = _Ahead(receive)
-        self.receive = ahead.receive
-        return await ahead.has_ended()
+        if type(source) is not _Ahead:
+            source = _Ahead(receive)
+            self.receive = source.receive
+            await source.begin()
+        return source.has_ended()
 
     def spent(self, *, shown: bool = False) -> list[Spent]:
         """Everything that was spent for this request; ``shown`` leaves out what is in shadow mode."""
@@ -356,8 +369,8 @@ class Exchange(Ticket):
             self.gate.admission.settle(self, outcome, refund=refund)
 
 
-_MOST_AHEAD = 1 << 20
-"""Bytes of a body that are read before the application asks for them."""
+_MOST_AHEAD = 1 << 16
+"""Bytes of a body after which no more is read before the application asks for it: where uvicorn stops as well."""
 _GRACE = 0.001
 """Seconds for a server to say something that receives in a thread of its own (granian)."""
 
@@ -376,17 +389,19 @@ class _Ahead:
         self._receive = receive
         self._kept: deque[Message] = deque()
         self._looking = True
-        self._reader: Task[None] | None = None
-
-    async def has_ended(self) -> bool:
-        """Whether the caller is known to have hung up."""
-        reader = self._reader = create_task(self._read())
+        self._reader: Task[None] | None = create_task(self._read())
         request = current_task()
         if request is not None:
-            request.add_done_callback(lambda _: reader.cancel())  # nobody asks any more
-        await sleep(0)  # all that a server on this loop has queued is there now
-        if not self._kept:
-            await wait((reader,), timeout=_GRACE)
+            request.add_done_callback(partial(_cancel, self._reader))
+
+    async def begin(self) -> None:
+        """Let the server say what it knows already."""
+        await sleep(0)  # all that one on this loop has queued
+        if not self._kept and self._reader is not None:
+            await wait((self._reader,), timeout=_GRACE)
+
+    def has_ended(self) -> bool:
+        """Whether the caller is known to have hung up. Nothing more is read before the application asks for it."""
         self._looking = False
         return bool(self._kept) and self._kept[-1]["type"] == "http.disconnect"
 
@@ -410,6 +425,11 @@ class _Ahead:
                 if reader.done():
                     self._reader = None
         return self._kept.popleft()
+
+
+def _cancel(reader: Task[None], _request: object) -> None:
+    """Nobody will ask any more."""
+    reader.cancel()
 
 
 async def _nothing() -> None:
