@@ -133,8 +133,9 @@ class Scenario:
 def run(scenario: Scenario, make: Callable[[Setup], Controller], seed: int, *, sample_ns: int = 0) -> Run:
     """Run a scenario from the start."""
     logs, late, samples = [], 0, []
-    for worker in range(scenario.build().workers):
-        setup = scenario.build()
+    setup = scenario.build()
+    for worker in range(setup.workers):
+        setup = scenario.build()  # anew for each: a downstream has a state
         loop = Loop(
             make(setup),
             setup.sources,
