@@ -8,17 +8,23 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
+from seawall.metrics import SPECS, UTILIZATION
 from serving import ROOT, Served, most, serving
 
 EXAMPLES = ROOT / "examples"
-SERVERS = {"quickstart", "tenants_yaml", "starlette_only", "behind_proxy", "websocket", "usage_and_charge"}
+SERVERS = {"quickstart", "tenants_yaml", "starlette_only", "behind_proxy", "websocket", "usage_and_charge", "streaming"}
+PROGRAMS = {"testing", "overload", "priorities"}
+"""What ends by itself."""
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +41,7 @@ def of(name: str) -> pytest.MarkDecorator:
 
 
 def test_every_example_is_started_here() -> None:
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == SERVERS | {"testing"}
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == SERVERS | PROGRAMS
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
@@ -43,7 +49,7 @@ def test_an_example_says_what_it_shows_and_how_to_try_it(path: Path) -> None:
     text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     assert len(text.partition("\n")[0]) > 40
     assert f"    python examples/{path.name}" in text
-    assert path.stem == "testing" or text.count("    curl ") >= 2
+    assert path.stem in PROGRAMS or text.count("    curl ") >= 2
 
 
 @of("quickstart")
@@ -154,9 +160,130 @@ def test_usage_and_charge_takes_what_was_used_and_waits_for_the_debt(example: Se
     assert 21 - passed - 1 <= int(refused.headers["retry-after"]) <= 22 * 1.2 + 1
 
 
-def test_testing_is_a_test_module_that_passes() -> None:
+@of("streaming")
+def test_streaming_holds_streams_to_their_own_budget(example: Served) -> None:
+    acme = {"X-API-Key": "acme-demo-key"}
+    with ExitStack() as stack:
+        for _ in range(3):
+            listen(stack, example, {})
+        refused = example.ask("/events")
+        assert (refused.status, json.loads(refused.body)["violated-policies"]) == (429, ["streams"])
+        with pytest.raises(InvalidStatus) as handshake:
+            open_socket(example)
+        assert handshake.value.response.status_code == 429
+        listen(stack, example, acme)
+        full = example.ask("/events", headers=acme)
+        assert (full.status, json.loads(full.body)["reason"]) == (503, "overload")
+        assert 1 <= int(full.headers["retry-after"]) <= 2
+        assert example.statuses(5, "/now") == [200] * 5  # one place for requests, and four streams
+        assert b'seawall_streams{rule="live"} 4.0' in example.ask("/metrics").body
+    with await_socket(example) as socket:
+        socket.send("hello")
+        assert socket.recv(timeout=20) == "hello"
+
+
+def listen(stack: ExitStack, served: Served, headers: Mapping[str, str]) -> None:
+    """Open a stream of events, until the stack is left."""
+    events = served.connect()
+    stack.callback(events.close)
+    events.request("GET", "/events", headers=dict(headers))
+    stream = events.getresponse()
+    stack.callback(stream.close)
+    assert (stream.status, stream.readline()) == (200, b"data: 0\n")
+
+
+def printed(example: str) -> str:
+    """What an example prints that ends by itself."""
     done = subprocess.run(
-        [sys.executable, "examples/testing.py"], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, f"examples/{example}.py"], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert " passed" in done.stdout
+    return done.stdout
+
+
+def test_testing_is_a_test_module_that_passes() -> None:
+    assert " passed" in printed("testing")
+
+
+def test_overload_is_served_in_time_with_seawall_and_too_late_without() -> None:
+    rows = re.findall(r"^(with\S*) Seawall +(\d+) +(\d+) +(\d+)", printed("overload"), re.MULTILINE)
+    counts = {name: list(map(int, numbers)) for name, *numbers in rows}
+    served, refused, late = counts["without"]
+    assert (refused, late > served) == (0, True)
+    # What is possible depends on who else is on this machine; that the answers come in time does not.
+    protected, turned_away, given_up = counts["with"]
+    assert protected > served
+    assert turned_away > protected
+    assert given_up < (protected + turned_away) / 4
+
+
+def test_priorities_serve_what_is_critical_before_all_else() -> None:
+    rows = re.findall(r"^(critical|normal|low) +\d+ +(\d+)%", printed("priorities"), re.MULTILINE)
+    served = {name: int(share) for name, share in rows}
+    assert set(served) == {"critical", "normal", "low"}
+    assert served["critical"] >= 50
+    assert served["critical"] > 1.3 * served["normal"]
+    assert served["critical"] > 3 * served["low"]
+
+
+# Autoscaling
+
+
+METRICS = {spec.name for spec in SPECS}
+HPA = {
+    "minReplicas",
+    "maxReplicas",
+    "metrics",
+    "behavior",
+    "scaleTargetRef",
+}
+"""Fields of ``spec`` in autoscaling/v2; `kubernetes-validate` has checked the whole file against its schema (1.37)."""
+KEDA = {
+    "scaleTargetRef",
+    "pollingInterval",
+    "cooldownPeriod",
+    "minReplicaCount",
+    "maxReplicaCount",
+    "fallback",
+    "advanced",
+    "triggers",
+}
+"""Fields of ``spec`` in keda.sh/v1alpha1 (apis/keda/v1alpha1/scaledobject_types.go)."""
+
+
+def manifest(name: str) -> Any:
+    text = (EXAMPLES / "autoscaling" / f"{name}.yaml").read_text(encoding="utf-8")
+    assert set(re.findall(r"seawall_[a-z_]+", text)) <= METRICS
+    return yaml.safe_load(text)
+
+
+def test_there_are_no_manifests_but_those_below() -> None:
+    assert {path.stem for path in (EXAMPLES / "autoscaling").iterdir()} == {"hpa", "keda", "prometheus-adapter"}
+
+
+def test_the_hpa_follows_what_the_adapter_offers() -> None:
+    hpa, [rule] = manifest("hpa"), manifest("prometheus-adapter")["rules"]
+    assert (hpa["apiVersion"], hpa["kind"]) == ("autoscaling/v2", "HorizontalPodAutoscaler")
+    assert set(hpa["spec"]) <= HPA
+    [metric] = hpa["spec"]["metrics"]
+    assert metric["type"] == "Pods"
+    assert metric["pods"]["metric"]["name"] == rule["name"]["as"] == UTILIZATION.name
+    assert set(rule) <= {"seriesQuery", "seriesFilters", "resources", "name", "metricsQuery"}
+    assert re.match(rule["name"]["matches"], rule["seriesQuery"].partition("{")[0])
+    assert set(rule["resources"]["overrides"]) == {"namespace", "pod"}
+    assert metric["pods"]["target"] == {"type": "AverageValue", "averageValue": "700m"}
+    assert UTILIZATION.labels == ()  # a label would make several series of a pod
+
+
+def test_keda_follows_the_same_number() -> None:
+    keda = manifest("keda")
+    assert (keda["apiVersion"], keda["kind"]) == ("keda.sh/v1alpha1", "ScaledObject")
+    assert set(keda["spec"]) <= KEDA
+    assert set(keda["spec"]["fallback"]) == {"failureThreshold", "replicas"}
+    [trigger] = keda["spec"]["triggers"]
+    # `fallback` needs AverageValue, and AverageValue a sum.
+    assert (trigger["type"], trigger["metricType"]) == ("prometheus", "AverageValue")
+    assert trigger["metadata"]["query"].startswith(f"sum({UTILIZATION.name}{{")
+    assert set(trigger["metadata"]) == {"serverAddress", "query", "threshold", "ignoreNullValues"}
+    assert all(isinstance(value, str) for value in trigger["metadata"].values())
+    assert float(trigger["metadata"]["threshold"]) == 0.7
