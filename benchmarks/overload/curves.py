@@ -15,6 +15,7 @@ from benchmarks.overload.servers import SUBJECTS
 from benchmarks.plots import FAINT, FLOOR, OURS, STYLE
 
 GREY = "#8a9097"
+KEY: Any = {"frameon": False, "fontsize": 8}
 LINES = {
     "bare": (GREY, ":", "o"),
     "uvicorn": (GREY, "--", "s"),
@@ -34,7 +35,7 @@ def draw(results: Path, target: Path) -> bool:
     if len(points) < 2:
         return False
     with plt.rc_context(STYLE):
-        figure, (goodput, latency) = plt.subplots(1, 2, figsize=(9.5, 4.2))
+        figure, (goodput, latency) = plt.subplots(1, 2, figsize=(9.5, 4.7))
         for subject, (colour, dashes, marker) in LINES.items():
             style: Any = {"color": colour, "linestyle": dashes, "marker": marker, "markersize": 3.5}
             style["linewidth"] = 2.0 if subject == "seawall" else 1.2
@@ -46,9 +47,11 @@ def draw(results: Path, target: Path) -> bool:
         goodput.set_ylim(bottom=0)
         latency.set_yscale("log")
         latency.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        goodput.legend(frameon=False, fontsize=7.5)
+        figure.legend(
+            *goodput.get_legend_handles_labels(), loc="lower center", ncol=3, bbox_to_anchor=(0.5, 0.03), **KEY
+        )
         figure.text(0.01, 0.008, _footer(report), fontsize=7, color="#666666")
-        figure.tight_layout(rect=(0, 0.03, 1, 1), w_pad=2.5)
+        figure.tight_layout(rect=(0, 0.13, 1, 1), w_pad=2.5)
         figure.savefig(target, dpi=110, facecolor="white", metadata={"Date": None} if target.suffix == ".svg" else {})
         plt.close(figure)
     return True
@@ -98,6 +101,6 @@ def _footer(report: dict[str, Any]) -> str:
         f"{name} {where['versions'][name]}" for name in ("uvicorn", "uvloop", "httptools", "aioresilience")
     )
     return (
-        f"10 ms of waiting, then 3 ms of CPU; {report['parts']['effort']['rounds']} rounds. Python {where['python']}, "
+        f"10 ms of waiting, then 3 ms of CPU; rounds: {report['parts']['effort']['rounds']}. Python {where['python']}, "
         f"{where['processor']}, commit {where['commit']}; {named}"
     )

@@ -41,8 +41,8 @@ TICK = b"tick"
 """What every event of a stream carries, and nothing else in its bytes."""
 CONNECTIONS = 15_000
 """Open at once, at most; a request beyond is `NOT_SENT`."""
-GRACE = 0.25
-"""Seconds after the last caller's patience in which everything must have ended."""
+DRAIN = 0.05
+"""Seconds between two looks at whether everything has ended, once everything was sent."""
 
 Phase = Mapping[str, Any]
 """``seconds``; ``rates``: requests per second by kind; ``signal``: a signal's name that the server gets first."""
@@ -244,6 +244,7 @@ class OpenLoop:
         self.opened = 0
         self._random = random.Random(f"{seed} retries")
         self._next = 0
+        self._pending = 0
         self._again: list[tuple[float, int]] = []
         self._waiting: deque[tuple[float, int, Caller]] = deque()
         self._boundaries = deque(self._edges())
@@ -283,6 +284,7 @@ class OpenLoop:
         now = time.monotonic() - self._start
         self.status[request] = status
         self.latency[request] = now - self.at[request]
+        self._pending -= 1
         if self.attempt[request] < self.retries and not 200 <= status < 500:
             heappush(self._again, (now + self.backoff * self._random.uniform(0.5, 1.5), request))
 
@@ -305,19 +307,12 @@ class OpenLoop:
         while self._next < self.planned and self.at[self._next] <= now:
             self._send(self._next, now)
             self._next += 1
-        due = [entries[0][0] for entries in (self._boundaries, self._waiting, self._again) if entries]
-        if self._next < self.planned:
-            due.append(self.at[self._next])
-        if due:
-            self._loop.call_later(max(0.0, min(due) - (time.monotonic() - self._start)), self._tick)
-        else:
-            self._loop.call_later(GRACE, self._end)
-
-    def _end(self) -> None:
-        if self._again or self._waiting:
-            self._tick()
-        elif not self._over.done():
+        if self._next == self.planned and not (self._pending or self._again or self._boundaries):
             self._over.set_result(None)
+            return
+        due = [entries[0][0] for entries in (self._boundaries, self._waiting, self._again) if entries]
+        due.append(self.at[self._next] if self._next < self.planned else now + DRAIN)
+        self._loop.call_later(max(0.0, min(due) - (time.monotonic() - self._start)), self._tick)
 
     def _retry(self, at: float, before: int) -> int:
         """A record for one more attempt at what ``before`` was."""
@@ -331,6 +326,7 @@ class OpenLoop:
 
     def _send(self, request: int, now: float) -> None:
         self.late[request] = now - self.at[request]
+        self._pending += 1
         caller = None
         while self.idle and caller is None:
             caller = self.idle.pop()

@@ -41,6 +41,8 @@ from benchmarks.server import _child as child
 
 PACKAGES = ("uvicorn", "uvloop", "httptools", "h11", "websockets", "starlette", "aioresilience")
 FLOOR = "refuse"
+PEERS = (", aioresilience",)
+"""How the names of failures end that are not ours."""
 CALLERS = 24
 """Connections of the closed loop that measures capacity: enough to keep every application busy."""
 MARGIN = 25.0
@@ -84,6 +86,7 @@ class Results:
 
     taken: dict[str, dict[str, list[Taken]]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
+    """What could not be measured, by case and subject, or by case; and why."""
 
     def add(self, case: Case, subject: str, taken: Taken) -> None:
         """Keep one run."""
@@ -228,25 +231,36 @@ def measure(
         for case in cases:
             order = [*subjects, *([FLOOR] if case.floor else [])]
             shuffler.shuffle(order)
+            try:
+                with Bench.open(case, loops_per_ms, effort.calibration) as bench:
+                    before = bench.capacity()
+                    for place, subject in enumerate(order, 1):
+                        spent = time.monotonic() - began
+                        say(
+                            f"  round {number + 1}/{effort.rounds}  {case.title:<32} {subject:<14} "
+                            f"{done + place}/{total}  {minutes(spent)} of at most {minutes(limit)}"
+                        )
+                        before = one(bench, subject, before, seed + number, number, results)
+            except Exception as error:
+                results.failures[case.title] = f"{type(error).__name__}: {error}"
+                say(f"  {case.title} failed: {error}")
             done += len(order)
-            order = [subject for subject in order if subject not in results.failures]
-            with Bench.open(case, loops_per_ms, effort.calibration) as bench:
-                before = bench.capacity()
-                for place, subject in enumerate(order):
-                    spent = time.monotonic() - began
-                    say(
-                        f"  round {number + 1}/{effort.rounds}  {case.title:<32} {subject:<14} "
-                        f"{done - len(order) + place + 1}/{total}  {minutes(spent)} of at most {minutes(limit)}"
-                    )
-                    try:
-                        record = bench.run(subject, before, seed + number)
-                    except Exception as error:
-                        results.failures[subject] = f"{case.title}: {error}"
-                        say(f"  {subject} failed: {error}")
-                        continue
-                    after = bench.capacity()
-                    results.add(case, subject, taken(case, record, before, after, bench.rho, number))
-                    before = after
+
+
+def one(bench: Bench, subject: str, before: float, seed: int, number: int, results: Results) -> float:
+    """One run into ``results``, or the reason why there is none; capacity after it, in requests per second."""
+    name = f"{bench.case.title}, {subject}"
+    if name in results.failures:
+        return before
+    try:
+        record = bench.run(subject, before, seed)
+    except Exception as error:
+        results.failures[name] = str(error)
+        say(f"  {name} failed: {error}")
+        return before
+    after = bench.capacity()
+    results.add(bench.case, subject, taken(bench.case, record, before, after, bench.rho, number))
+    return after
 
 
 def taken(case: Case, record: Mapping[str, Any], before: float, after: float, rho: float, number: int) -> Taken:
@@ -413,7 +427,7 @@ def verdicts(results: Results, cases: Sequence[Case]) -> list[Verdict]:
 
 def remarks(results: Results, cases: Sequence[Case]) -> list[str]:
     """What could not be reached, and which runs the machine spoiled."""
-    lines = [f"{subject} was not measured further: {reason}" for subject, reason in results.failures.items()]
+    lines = [f"{name}: not measured: {reason}" for name, reason in results.failures.items()]
     for case in cases:
         for subject, runs in results.taken.get(case.title, {}).items():
             lines += [
@@ -547,7 +561,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"wrote {asked.json}")
         if not asked.no_plot:
             draw(asked.json)
-    return 1 if stopped or "seawall" in results.failures or not results.taken else 0
+    broken = [name for name in results.failures if not name.endswith(PEERS)]
+    return 1 if stopped or broken or not results.taken else 0
 
 
 LEGEND = """
@@ -565,8 +580,8 @@ def run_for(limit: float, work: Any) -> list[str]:
     def terminated(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGALRM, time_is_up)
-    signal.signal(signal.SIGTERM, terminated)
+    handlers = {signal.SIGALRM: time_is_up, signal.SIGTERM: terminated}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     signal.setitimer(signal.ITIMER_REAL, limit)
     try:
         work()
@@ -576,6 +591,8 @@ def run_for(limit: float, work: Any) -> list[str]:
         return ["interrupted: not everything was measured"]
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return []
 
 
