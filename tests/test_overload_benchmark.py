@@ -405,7 +405,7 @@ async def test_the_fixed_limit_refuses_what_is_too_much_at_once_and_takes_places
     assert await ask(app) == [503]
     release.set()
     assert (await asyncio.gather(*admitted, return_exceptions=True))[0] == [200]
-    assert await asyncio.gather(ask(app), ask(app)) == [[200], [200]]
+    assert list(await asyncio.gather(ask(app), ask(app))) == [[200], [200]]
 
 
 @pytest.mark.parametrize("name", servers.FIXED)

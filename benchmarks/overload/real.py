@@ -169,7 +169,8 @@ def connection_cost(load: subprocess.Popen[str], server: Running, rate: float, s
     }
     record = ask(load, {"limit": seconds + MARGIN, "open": plan})
     (_, before, _), (_, after, _) = record["marks"]
-    return (after - before) / max(1, len(record["at"]))
+    used: int = after - before
+    return used / max(1, len(record["at"]))
 
 
 @dataclass(slots=True)
@@ -553,7 +554,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("\n" + rendered(results, cases, subjects))
     print(LEGEND)
     print("\n## goals, Seawall\n")
-    print("\n".join(str(verdict) for verdict in report.verdicts) or "none of these cases has one")
+    judged = [str(verdict) for verdict in report.verdicts if verdict.value is not None]
+    print("\n".join(judged) or "none was measured")
     for line in [*remarks(results, cases), *stopped]:
         print(f"note: {line}")
     if asked.json:
