@@ -1,8 +1,11 @@
 #!/usr/bin/env python
-"""The README's comparison, written from results/overhead.json: nobody copies a number by hand.
+"""The README's comparisons, written from results/*.json: nobody copies a number by hand.
 
-python benchmarks/readme.py            renew the part of README.md between its two markers
-python benchmarks/readme.py --check    only say whether it is what the results give; exits with 1 if it is not
+python benchmarks/readme.py            renew the parts of README.md that are between markers
+python benchmarks/readme.py --check    only say whether they are what the results give; exits with 1 if they are not
+
+A part begins with ``<!-- bench:NAME -->`` and ends with ``<!-- /bench -->``: ``overhead`` is what Seawall adds to a
+request, ``overload`` what it delivers where too much is asked for.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +25,9 @@ from benchmarks.harness import show
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
-RESULTS = ROOT / "benchmarks" / "results" / "overhead.json"
-PLOT = "benchmarks/results/overhead.svg"
-BEGIN, END = "<!-- bench:overhead -->", "<!-- /bench -->"
+RESULTS = "benchmarks/results"
+BEGIN, END = "<!-- bench:{} -->", "<!-- /bench -->"
+NOT_YET = "Not measured yet: `make bench` writes the numbers, and this part of the page."
 
 OURS = ("Seawall", {1: "Seawall, 1 limit", 3: "Seawall, 3 limits"})
 FLOOR = ("written out by hand: the least that could do it", {3: "floor: 3 limits written out by hand"})
@@ -39,12 +42,54 @@ PEERS: Sequence[tuple[str, Mapping[int, str]]] = (
 """What is compared, and the rows of the benchmark's direct part that show it with 1 and 3 limits."""
 
 
-def block(report: Mapping[str, Any] | None, *, plot: bool) -> str:
-    """The text between the markers. ``report`` is the benchmark's JSON, ``None`` where there is none."""
+CONTROLLERS = {
+    "seawall": "**Seawall**",
+    "none": "nothing",
+    "gradient2": "Gradient2",
+    "vegas": "Vegas",
+    "envoy": "Envoy",
+    "failsafe": "failsafe-go",
+    "bbr": "BBR (kratos)",
+}
+"""What is compared in the simulation: every law that people run elsewhere, as its authors set it."""
+HEADLINES = (
+    ("S1-10x", "goodput/ideal"),
+    ("S1-10x", "p99/p99 at .7"),
+    ("S16-10x", "goodput/ideal"),
+    ("S2", "recovery s"),
+    ("S17", "answered within 1 s"),
+    ("S4-10min", "goodput/max"),
+    ("S7-spike", "critical success"),
+    ("S6-5x", "others' success"),
+    ("S8-routes", "shed"),
+    ("S14-80", "shed"),
+)
+"""The goals of the simulation that the page has a row for: scenario and metric. All that are missed are named below."""
+SUBJECTS = {
+    "seawall": "**Seawall**",
+    "bare": "nothing",
+    "uvicorn": "`--limit-concurrency`",
+    "fixed": "a fixed limit",
+    "aioresilience": "aioresilience",
+}
+"""What is compared on real servers; the limits of the third and the fourth are tuned by hand."""
+CASES = (
+    ("S1 10x", "of_ideal", "10 times capacity: goodput of what is possible"),
+    ("S1 10x", "p99_ms", "the same: p99 of what is served, ms"),
+    ("S16 never awaits, 10x", "of_ideal", "handlers that never await, 10 times: goodput of what is possible"),
+    ("S7 background 12x", "critical", "12 times capacity of background: critical requests served in time"),
+    ("S6 a tenant at 5 C", "others", "one tenant at 5 times capacity: the others' requests served in time"),
+    ("S17 dead clients, uvloop", "p50_recovery_s", "10 times, callers give up: seconds until p50 is as before"),
+)
+"""The rows of the page: case, metric and words."""
+
+
+def overhead(report: Mapping[str, Any] | None, *, plot: bool) -> str:
+    """What Seawall adds to a request. ``report`` is the benchmark's JSON, ``None`` where there is none."""
     rows = {row["name"]: row for row in (report or {}).get("parts", {}).get("direct", {}).get("rows", ())}
     added = {name: row["added"]["median"] for name, row in rows.items() if row.get("added")}
     if report is None or not all(name in added for name in OURS[1].values()):
-        return "Not measured yet: `make bench` writes the numbers, and this part of the page.\n"
+        return f"{NOT_YET}\n"
     ours = {limits: added[name] for limits, name in OURS[1].items()}
     lines = [
         f"{_where(report)}\n",
@@ -66,7 +111,89 @@ def block(report: Mapping[str, Any] | None, *, plot: bool) -> str:
     lines.append(f"\nCheaper than Seawall in this run: {'; '.join(cheaper) or 'none of them'}.")
     lines += _verdicts(report.get("verdicts", ()))
     if plot:
-        lines.append(f"\n![What a request costs with Seawall, its floor and other limiters]({PLOT})")
+        lines.append(f"\n![What a request costs with Seawall, its floor and other limiters]({RESULTS}/overhead.svg)")
+    return "\n".join(lines) + "\n"
+
+
+def overload(simulated: Mapping[str, Any] | None, real: Mapping[str, Any] | None, *, plots: Collection[str]) -> str:
+    """What Seawall delivers under overload, beside others. ``plots`` are the files that are there to be shown."""
+    parts = ["**Simulated** " + (_simulated(simulated) if simulated else f"{NOT_YET}\n")]
+    if "overload.svg" in plots:
+        parts.append(f"![Goodput and latency over load, simulated]({RESULTS}/overload.svg)\n")
+    parts.append("**On real servers** " + (_real(real) if real else f"{NOT_YET}\n"))
+    if "overload_real.svg" in plots:
+        parts.append(f"![Goodput and latency over load, on real servers]({RESULTS}/overload_real.svg)\n")
+    return "\n".join(parts)
+
+
+def _simulated(report: Mapping[str, Any]) -> str:
+    """The goals in simulated time: a table of some, and what came of all."""
+    parts, where = report["parts"], report["environment"]
+    known = [name for name in CONTROLLERS if name in parts["controllers"]]
+    goals = {(goal["scenario"], goal["metric"]): goal for goal in parts["goals"]}
+    run = (
+        f"in the same situations, with the objects that serve: means of {_plural(parts['seeds'], 'seed')}, "
+        f"{where['at'][:10]}, commit {where['commit']}. The same seeds give the same numbers on every machine."
+    )
+    lines = [
+        f"{run}\n",
+        f"| Goal | bar | {' | '.join(CONTROLLERS[name] for name in known)} |",
+        f"|---|--:|{'--:|' * len(known)}",
+    ]
+    for key in HEADLINES:
+        goal = goals.get(key)
+        if goal is not None:
+            means = [_mean(goal["controllers"].get(name)) for name in known]
+            lines.append(f"| {goal['claim']} | {_bar(goal)} | {' | '.join(means)} |")
+    judged = [goal for goal in parts["goals"] if goal["outcome"] is not None]
+    met = sum(goal["outcome"] == "met" for goal in judged)
+    lines.append(f"\nOf {len(judged)} goals, {met} are met with each seed.")
+    for goal in judged:
+        if goal["outcome"] != "met":
+            value = _mean(goal["controllers"]["seawall"])
+            lines.append(
+                f"{_gap(lines)}* {goal['outcome']}: {goal['scenario']}, {goal['claim']}: {value}, goal {_bar(goal)}"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def _gap(lines: Sequence[str]) -> str:
+    """A blank line before the first entry of a list."""
+    return "" if lines[-1].lstrip().startswith("* ") else "\n"
+
+
+def _mean(spread: Mapping[str, Any] | None) -> str:
+    """A metric's mean over the seeds. Without one nothing was admitted that could be measured, or nobody came back."""
+    if spread is None:
+        return "-"
+    return "never" if spread["mean"] is None else show(spread["mean"])
+
+
+def _bar(goal: Mapping[str, Any]) -> str:
+    return f"{'>=' if goal['at_least'] else '<='} {goal['bar']:g}"
+
+
+def _real(report: Mapping[str, Any]) -> str:
+    """The same on real servers: medians over the rounds."""
+    cases, where = report["parts"]["cases"], report["environment"]
+    known = [name for name in SUBJECTS if any(name in case["subjects"] for case in cases.values())]
+    run = (
+        f"one worker of uvicorn {where['versions'].get('uvicorn')} on one core, an open-loop generator on the other: "
+        f"medians of {_plural(report['parts']['effort']['rounds'], 'round')}, {where['implementation']} "
+        f"{where['python']}, {where['processor']}, load {where['load_average']}, {where['at'][:10]}, "
+        f"commit {where['commit']}."
+    )
+    lines = [
+        f"{run}\n",
+        f"| | {' | '.join(SUBJECTS[name] for name in known)} |",
+        f"|---|{'--:|' * len(known)}",
+    ]
+    for title, metric, words in CASES:
+        subjects = cases.get(title, {}).get("subjects", {})
+        medians = [subjects.get(name, {}).get("metrics", {}).get(metric) for name in known]
+        if any(medians):
+            lines.append(f"| {words} | {' | '.join(show(median and median['median']) for median in medians)} |")
+    lines += _verdicts(report.get("verdicts", ()))
     return "\n".join(lines) + "\n"
 
 
@@ -94,8 +221,8 @@ def _verdicts(verdicts: Sequence[Mapping[str, Any]]) -> list[str]:
     missed = [verdict for verdict in judged if verdict["outcome"] == "missed"]
     lines = [f"\nOf {len(judged)} bars that the benchmark sets, {len(judged) - len(missed)} were held."]
     for verdict in missed:
-        value, bar = (f"{show(verdict[key])} {verdict['unit']}" for key in ("value", "bar"))
-        lines.append(f"{'' if len(lines) > 1 else chr(10)}* missed: {verdict['claim']}: {value}, and the bar is {bar}")
+        value, bar = (f"{show(verdict[key])} {verdict['unit'].strip()}".rstrip() for key in ("value", "bar"))
+        lines.append(f"{_gap(lines)}* missed: {verdict['claim']}: {value}, and the bar is {bar}")
     return lines
 
 
@@ -103,22 +230,34 @@ def _times(ratio: float) -> str:
     return f"{ratio:.{2 if ratio < 1 else 1 if ratio < 10 else 0}f}"
 
 
-def _plural(limits: int) -> str:
-    return f"{limits} limit{'s' * (limits > 1)}"
+def _plural(count: int, noun: str = "limit") -> str:
+    return f"{count} {noun}{'s' * (count > 1)}"
 
 
-def renewed(text: str, content: str) -> str:
-    """``text`` with ``content`` between its markers."""
-    pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
-    if len(pattern.findall(text)) != 1:
-        raise ValueError(f"the page needs {BEGIN} ... {END} once")
-    return pattern.sub(lambda _: f"{BEGIN}\n{content}{END}", text)
+def renewed(text: str, contents: Mapping[str, str]) -> str:
+    """``text`` with each of ``contents`` between the markers of its name."""
+    for name, content in contents.items():
+        begin = BEGIN.format(name)
+        pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(END)}", re.DOTALL)
+        if len(pattern.findall(text)) != 1:
+            raise ValueError(f"the page needs {begin} ... {END} once")
+        # A function, for a backslash in a replacement would mean something.
+        text = pattern.sub(lambda _, whole=f"{begin}\n{content}{END}": whole, text)  # type: ignore[misc]
+    return text
 
 
-def current() -> str:
-    """The block that the results in this tree give."""
-    report = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else None
-    return block(report, plot=(ROOT / PLOT).exists())
+def current(results: Path = ROOT / RESULTS) -> dict[str, str]:
+    """The parts that the results in this tree give, by name."""
+
+    def read(name: str) -> Any:
+        path = results / name
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    plots = {path.name for path in results.glob("*.svg")}
+    return {
+        "overhead": overhead(read("overhead.json"), plot="overhead.svg" in plots),
+        "overload": overload(read("overload.json"), read("overload_real.json"), plots=plots),
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
