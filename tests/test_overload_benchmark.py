@@ -349,6 +349,13 @@ def test_runs_that_the_machine_spoiled_are_left_out_where_others_are_left() -> N
     assert "S1 10x, seawall, round 1: late" in real.remarks(spoiled, [case])
 
 
+def test_a_goal_that_the_event_loop_puts_out_of_reach_is_said_to_be() -> None:
+    on_uvloop, on_asyncio = (case for case in cases.CASES if case.scenario == "S17")
+    for case, expected in ((on_uvloop, 1), (on_asyncio, 0)):
+        assert len(real.out_of_reach(results(({"refusals_answered": 0.2}, []), case=case), case)) == expected
+    assert real.out_of_reach(results(({"refusals_answered": 0.99}, []), case=on_uvloop), on_uvloop) == []
+
+
 def test_the_p99_is_compared_with_that_before_the_overload() -> None:
     case = next(case for case in cases.CASES if case.title == "S1 10x")
     found = results(({"p99_ms": 30.0}, []), case=case)
