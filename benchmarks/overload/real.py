@@ -450,8 +450,8 @@ def out_of_reach(results: Results, case: Case) -> list[str]:
         reasons.append(f"a server that refuses everything answers {reached[FLOOR]:.1%} of it within 1 s")
     if goal and reached.get("seawall", 1.0) < goal.bar and SERVERS[case.server][1] == "uvloop":
         reasons.append(
-            "uvloop accepts one connection in each turn of its loop (libuv since 1.45): turns in which a handler computes "
-            "leave callers with new connections in the accept queue, where no application sees them"
+            "uvloop accepts one connection in each turn of its loop (libuv since 1.45): while handlers compute, "
+            "callers with new connections stay in the accept queue, where no application sees them"
         )
     return reasons
 
