@@ -166,9 +166,10 @@ class Entrance:
                 if await ticket.has_left():
                     limiter.release(ticket, Outcome.IGNORED, self._clock())
                     return Denied(499, GONE, terms=ticket.terms)
-                limiter.start(ticket, self._clock())
-                ticket.held = True
-                return None
+                reason = limiter.start(ticket, self._clock())
+                if reason is ADMITTED:
+                    ticket.held = True
+                    return None
         except BaseException:
             limiter.release(ticket, Outcome.IGNORED, self._clock())
             raise

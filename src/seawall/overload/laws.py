@@ -12,7 +12,7 @@ holds.
 
 from __future__ import annotations
 
-from math import exp, log, log2
+from math import exp, inf, log, log2
 from typing import Protocol, final
 
 UNKNOWN = -1
@@ -23,24 +23,29 @@ UNKNOWN = -1
 class Window:
     """What happened between two evaluations of a law.
 
-    ``lag`` is the loop's, in nanoseconds (`UNKNOWN` without a sample). ``peak`` is the most requests in flight at once,
-    ``in_flight`` the mean as the ending requests saw it. ``samples`` is how many requests ended well, ``latency`` their
-    geometric mean in nanoseconds, ``dropped`` how many ended with a time-out or an overloaded downstream.
+    ``lag`` is the loop's, in nanoseconds (`UNKNOWN` without a sample), ``worst`` the largest one. ``peak`` is the most
+    requests in flight at once, ``in_flight`` the mean as the ending requests saw it. ``samples`` is how many requests
+    ended well, ``latency`` their geometric mean in nanoseconds, ``dropped`` how many ended with a time-out or an
+    overloaded downstream, ``duration`` how long the window was, in nanoseconds.
     """
 
-    __slots__ = ("dropped", "in_flight", "lag", "latency", "peak", "samples")
+    __slots__ = ("dropped", "duration", "in_flight", "lag", "latency", "peak", "samples", "worst")
 
     def __init__(
         self,
         *,
         lag: int = UNKNOWN,
+        worst: int = 0,
         peak: int = 0,
         in_flight: float = 0.0,
         samples: int = 0,
         latency: float = 0.0,
         dropped: int = 0,
+        duration: int = 500_000_000,
     ) -> None:
+        self.duration = duration
         self.lag = lag
+        self.worst = max(worst, lag)
         self.peak = peak
         self.in_flight = in_flight
         self.samples = samples
@@ -101,12 +106,13 @@ class LagLaw(_Bounded):
 
     With ``m`` the lag of the window and ``T`` the target:
 
-    * ``m > T``: ``L = max(least, min(L, peak + 1) * max(.7, 1 - .4 (m - T) / T))``
+    * ``m > T``: ``L = max(least, min(L, peak + 1) * max(.6, 1 - .2 (m - T) / T))``
     * else, where the limit is in use (``2 peak >= L``): ``L += max(1, log2(L) (1 - m / T))``
-    * until the first congestion, where the limit is reached (``peak >= L``) and ``m < T / 4``: ``L = 2 L``
+    * until the first congestion, where the limit is reached (``peak >= L``) and even the worst lag is below ``T / 4``:
+      ``L = 2 L``
 
     A limit that nobody reaches does not grow, so that it means something when it is reached. The step down is bounded,
-    so that one strange window costs at most three tenths; it starts from what was really in flight, or a limit that had
+    so that one strange window costs at most two fifths; it starts from what was really in flight, or a limit that had
     drifted high would take seconds to bite.
 
     ``target_ns`` is 10 ms by default: each ``await`` queues again behind everybody, so a request pays the lag several
@@ -125,8 +131,8 @@ class LagLaw(_Bounded):
         excess = (lag - self.target_ns) / self.target_ns
         if excess > 0:
             self.cold = False
-            return self._move(min(limit, window.peak + 1) * max(0.7, 1 - 0.4 * excess), "lag")
-        if self.cold and window.peak >= limit and lag * 4 < self.target_ns:
+            return self._move(min(limit, window.peak + 1) * max(0.6, 1 - 0.2 * excess), "lag")
+        if self.cold and window.peak >= limit and window.worst * 4 < self.target_ns:
             return self._move(limit * 2, "cold_start")
         if 2 * window.peak >= limit:
             return self._move(limit + max(1.0, log2(limit) * -excess), "growth")
@@ -141,15 +147,19 @@ class LatencyLaw(_Bounded):
     route among fast ones, or a heavy tail, moves it little) and the mean number in flight ``N``. ``R0`` is the latency
     when nothing waits.
 
-    * open (``L = most``) until ``R > 2 R0``: no law that is fed by latency may refuse anybody before it has seen
-      congestion. Then ``L = N / 2``, closed.
-    * closed and ``R > 1.3 R0``: was it our own queue? By Little's law a saturated downstream gets faster in proportion
-      as less is sent there. ``R`` has fallen at least half as much as ``N`` since the last step: it was, so
-      ``L = .8 L`` again. It has not: what is waited for has become slower itself, and that is its latency now:
-      ``R0 = R``.
-    * closed and ``R <= 1.3 R0``: ``L = 1.1 L + 1`` up to ``most``, which is open again, used or not.
-    * ``R < R0``: ``R0 = R``, at once; otherwise, while open, ``R0`` follows ``R`` by a twentieth a window.
-    * a window with drops (more than a twentieth of its requests): ``L = .9 min(L, peak)``.
+    * open (``L = most``) until ``R > 2 R0``: a law that is fed by latency may refuse nobody before it has seen
+      congestion. ``R0`` follows ``R``, downwards at once and upwards by a twentieth a window. Then ``L = peak / 2``.
+    * going down: by Little's law a saturated downstream answers faster in proportion as less is sent there. If since
+      the last step ``log R`` has fallen at least half as much as ``log N``, requests wait in a queue of our own making:
+      ``knee`` is the ``N`` before, and ``L = .8 L`` (``.5 L`` where R is 20 times what it was when open). If it has
+      not, what is waited for has become slower by itself, and that is its latency now: ``R0 = R``, and up again.
+    * going up, while ``R <= 1.3 R0``: ``L = 1.5 L + 1`` where that is below the knee or the limit is not in use
+      (``2 peak < L``), ``1.2 L + 1`` where no knee is known, else ``1.05 L + 1``; at ``most`` it is open again.
+      ``R > 1.3 R0``: down again, by ``.8``.
+    * nothing is judged until ``2 R`` after the last change (after a step down: since no more than ``L`` are in flight),
+      for what ends before was sent before. The first step has nothing to be compared with, and is followed by a second.
+    * ``R`` is within 1.3 of what it was when open: up, whatever else.
+    * a window with drops (more than a twentieth of its requests): ``L = .9 min(L, peak)``. One without samples: up.
 
     A baseline that follows latency under load drifts until the limit means nothing (Gradient2, failsafe-go: without
     bound over ten minutes at 1.3 times capacity), one that never moves refuses for ever after the downstream has
@@ -161,7 +171,10 @@ class LatencyLaw(_Bounded):
     def __init__(self, least: float, most: float) -> None:
         super().__init__(most, least, most)
         self.baseline = 0.0
-        self._last: tuple[float, float] | None = None
+        self.knee = inf
+        self._usual = 0.0
+        self._step: tuple[float, float] | None = None
+        self._settled = 0
 
     @property
     def open(self) -> bool:
@@ -172,32 +185,60 @@ class LatencyLaw(_Bounded):
             return self._move(min(self.limit, window.peak) * 0.9, "drop")
         if window.samples < self.SAMPLES:
             # Nobody asks, so nothing is learned; what tightens has to relax by itself all the same.
-            return not self.open and window.peak * 2 < self.limit and self._move(self.limit * 1.1 + 1, "relax")
+            return not self.open and self._relax(window)
         latency, in_flight = window.latency, max(window.in_flight, 1.0)
+        if self.open:
+            return self._watch(window.peak, in_flight, latency)
+        if latency <= self._usual * 1.3:
+            self.baseline = min(self.baseline, latency)
+            self._step = None
+            return self._relax(window)
+        if self._settled < 0 and in_flight > self.limit:
+            return False
+        self._settled = max(self._settled, 0) + window.duration
+        if self._settled < 2 * latency:
+            return False
+        if self._step is None:
+            self.baseline = min(self.baseline, latency)
+            return self._relax(window) if latency <= self.baseline * 1.3 else self._down(0.8, in_flight, latency)
+        if self._helped(self._step, in_flight, latency):
+            self.knee = self._step[0] or inf
+            return self._down(0.5 if latency > self._usual * 20 else 0.8, in_flight, latency)
+        self.baseline = latency
+        self._step = None
+        return self._relax(window, "rebaseline")
+
+    def _watch(self, peak: int, in_flight: float, latency: float) -> bool:
+        """Open: learn what is usual, until it is not."""
         if not self.baseline or latency < self.baseline:
             self.baseline = latency
-        ratio = latency / self.baseline
-        if self.open:
-            if ratio > 2:
-                self._last = (in_flight, latency)
-                return self._move(in_flight / 2, "latency")
+        if latency <= self.baseline * 2:
             self.baseline += (latency - self.baseline) / 20
             return False
-        if ratio <= 1.3:
-            self._last = None
-            return self._move(self.limit * 1.1 + 1, "relax")
-        before, self._last = self._last, (in_flight, latency)
-        if before is not None and in_flight < before[0] * 0.9:
-            fallen = log(before[1] / latency) / log(before[0] / in_flight)
-            if fallen < 0.5:
-                self.baseline = latency
-                self._last = None
-                return self._move(self.limit * 1.1 + 1, "rebaseline")
-        elif before is not None and self.limit > in_flight:
-            # What was sent before the last step has not drained yet.
-            self._last = before
-            return False
-        return self._move(self.limit * 0.8, "latency")
+        self._usual = self.baseline
+        self._down(peak / 2 / self.limit, in_flight, latency)
+        # What is under way grows faster here than what ends can tell, so nothing is compared with this window.
+        self._step = (0.0, 0.0)
+        return True
+
+    @staticmethod
+    def _helped(step: tuple[float, float], in_flight: float, latency: float) -> bool:
+        """Whether requests have become faster as fewer were under way."""
+        if not step[0]:
+            return True
+        fewer = log(step[0] / in_flight)
+        return fewer < 0.1 or log(step[1] / latency) >= fewer / 2
+
+    def _down(self, factor: float, in_flight: float, latency: float) -> bool:
+        self._step, self._settled = (in_flight, latency), -1
+        return self._move(self.limit * factor, "latency")
+
+    def _relax(self, window: Window, reason: str = "relax") -> bool:
+        self._settled = 0
+        limit = self.limit
+        if limit * 1.5 + 1 < self.knee < inf or 2 * window.peak < limit:
+            return self._move(limit * 1.5 + 1, reason)
+        return self._move(limit * (1.05 if self.knee < inf else 1.2) + 1, reason)
 
 
 @final

@@ -47,17 +47,19 @@ Reason: TypeAlias = str
 MILLISECOND = 1_000_000
 BEAT_NS = 10 * MILLISECOND
 WINDOW_NS = 100 * MILLISECOND
-GROUP_WINDOW_NS = 500 * MILLISECOND
+GROUP_WINDOW_NS = 300 * MILLISECOND
 CALM_NS = 5_000 * MILLISECOND
 STANDING_NS = 50 * MILLISECOND
-PATIENCE_NS = 100 * MILLISECOND
-"""How long a request waits at most where its class does not say."""
+PATIENCE_NS = STANDING_NS
+"""How long a request waits at most where its class does not say; who waits for longer makes a queue stand."""
 LEAST_LAGS = 2
 """Samples of the lag without which a window goes on: one long call must not look like overload."""
 MOST_GROUPS = 64
 MOST_WAITING = 128
 LEAST_WAITING = 8
 LEAST_GROUP = 4
+BEST_FADES = 0.99
+"""By how much the most that was admitted in a window is forgotten with each: half in seven seconds."""
 
 ADMITTED: Reason = ""
 WAITS: Reason = "waits"
@@ -129,9 +131,10 @@ class Group:
         window.peak = sum(group.peak for group in groups)
         return window
 
-    def window(self) -> Window:
+    def window(self, duration: int = GROUP_WINDOW_NS) -> Window:
         samples = self.samples
         return Window(
+            duration=duration,
             peak=self.peak,
             in_flight=self.seen / samples if samples else 0.0,
             samples=samples,
@@ -216,8 +219,9 @@ class Limiter:
         self._credits = [0.0] * len(settings.classes)
         self._shares = [one.min_share for one in settings.classes]
         self._shared = any(self._shares)
-        self._patience = [
-            one.timeout_ns or (10 * target if klass == 0 else PATIENCE_NS) for klass, one in enumerate(settings.classes)
+        self.patience = [
+            one.timeout_ns or (30 * target if klass == 0 and len(settings.classes) > 1 else PATIENCE_NS)
+            for klass, one in enumerate(settings.classes)
         ]
         # A limit that somebody has fixed is the only one that holds.
         gated = settings.algorithm != "fixed" and timers is not None
@@ -230,12 +234,14 @@ class Limiter:
         self._beat: Any = None
         self._beat_due = 0
         self._lags: list[int] = []
-        self._lag_sum = self._beats = 0
+        self._loop_bound = False
+        self._late = self._beats = 0
         self.lag = 0
         self._window_start = clock()
         self._groups_start = self._second_start = self._window_start
         self._peak = 0
         self._arrivals = self._admitted = self._crowded = 0
+        self._best = 0.0
         self._calm = True
         self._crowded_at = 0
         self.refused = 0
@@ -266,24 +272,28 @@ class Limiter:
 
     def _screen(self, claim: Claim, now: int) -> Reason:
         klass = claim.klass
-        if not self.thresholds.ask(klass, claim.owner) and self._credits[klass] < 1:
+        # A threshold is what was too much in the last window; where there is room now, it is not.
+        if not self.thresholds.ask(klass, claim.owner) and self._credits[klass] < 1 and not self._has_room(now):
             return self._refuse(claim, OVERLOAD, now)
-        if len(self.line) >= self._most_waiting() and not self._displaces(claim):
+        if len(self.line) >= self._most_waiting(claim.klass) and not self._displaces(claim):
             self._crowded += 1
             return self._refuse(claim, QUEUE_FULL, now)
         return ADMITTED
+
+    def _has_room(self, now: int) -> bool:
+        """Whether one more may begin at once."""
+        return (
+            self.in_flight < self.limit
+            and (self._calm or not self.line)
+            and (now - self._pass_start < self._budget or not self._pass_booked)
+            and self._last_pass < self._long_pass
+        )
 
     def enter(self, claim: Claim, now: int) -> Reason:
         """Let ``claim`` in (``ADMITTED``), or have it wait (``WAITS``); otherwise the reason to refuse it."""
         in_flight = self.in_flight
         group = self.groups[claim.group]
-        if (
-            in_flight < self.limit
-            and (self._calm or not self.line)
-            and (now - self._pass_start < self._budget or not self._pass_booked)
-            and self._last_pass < self._long_pass
-            and group.in_flight < group.limit
-        ):
+        if self._has_room(now) and group.in_flight < group.limit:
             self.in_flight = in_flight + 1
             if in_flight >= self._peak:
                 self._peak = in_flight + 1
@@ -303,7 +313,7 @@ class Limiter:
         self._calm = False
         self._crowded_at = now
         line = self.line
-        if len(line) >= self._most_waiting():
+        if len(line) >= self._most_waiting(claim.klass):
             self._crowded += 1
             if not self._displaces(claim):
                 return self._refuse(claim, QUEUE_FULL, now)
@@ -322,7 +332,7 @@ class Limiter:
     def force(self, claim: Claim, now: int) -> Reason:
         """Let ``claim`` in whatever the limit is, for who only watches; the reason for which it would be refused."""
         group = self.groups[claim.group]
-        crowded = self.in_flight >= self.limit + self._most_waiting()
+        crowded = self.in_flight >= self.limit + self._most_waiting(claim.klass)
         self.in_flight += 1
         self._peak = max(self._peak, self.in_flight)
         claim.since = now
@@ -330,12 +340,16 @@ class Limiter:
         self._admit(claim, group)
         return self._refuse(claim, QUEUE_FULL, now) if crowded else ADMITTED
 
-    def start(self, claim: Claim, now: int) -> None:
-        """A waiter that was let in begins, and passes on what room is left."""
+    def start(self, claim: Claim, now: int) -> Reason:
+        """A waiter that was let in begins, and passes on what room is left. ``EXPIRED`` if it came too late by then."""
+        if claim.deadline and now >= claim.deadline:
+            self.release(claim, Outcome.IGNORED, now)
+            return EXPIRED
         claim.state = RUNNING
         claim.since = now
         if self.line:
             self._grant(now)
+        return ADMITTED
 
     def release(self, claim: Claim, outcome: Outcome, now: int) -> None:
         """Give back what ``claim`` holds, or stop it waiting. Safe twice, and in any state."""
@@ -367,7 +381,10 @@ class Limiter:
 
     # The queue
 
-    def _most_waiting(self) -> int:
+    def _most_waiting(self, klass: int) -> int:
+        """How long the line may be for one more of a class. For the first of several it is time alone that counts."""
+        if klass == 0 and len(self._credits) > 1:
+            return MOST_WAITING
         return min(max(LEAST_WAITING, 2 * self.limit), MOST_WAITING)
 
     def _worst(self) -> Claim:
@@ -426,11 +443,11 @@ class Limiter:
     def _allowed(self, claim: Claim, now: int) -> int:
         """How long a waiter may wait."""
         klass = claim.klass
-        patience = self._patience[klass]
-        if klass == 0:
+        patience = self.patience[klass]
+        if klass == 0 and len(self._credits) > 1:
             if claim.deadline:
                 patience = min(patience, (claim.deadline - claim.since) // 4)
-        elif self._stands(klass, now):
+        elif self._stands(klass, now) and self.settings.classes[klass].timeout_ns is None:
             patience = min(patience, self._standing_patience)
         return patience
 
@@ -512,6 +529,7 @@ class Limiter:
         self._window_start = self._groups_start = self._second_start = now
         self._arrivals = self._admitted = self._crowded = 0
         self._last_pass = self.lag = 0
+        self._best = 0.0
         self._peak = self.in_flight
         for group in self.groups:
             group.clear()
@@ -520,8 +538,6 @@ class Limiter:
         now = self._clock()
         lag = max(0, now - self._beat_due)
         self._lags.append(lag)
-        self._lag_sum += lag
-        self._beats += 1
         if now - self._window_start >= WINDOW_NS and len(self._lags) >= LEAST_LAGS:
             self._tick(now)
         if self.line:
@@ -534,24 +550,34 @@ class Limiter:
 
     def _tick(self, now: int) -> None:
         """A window has ended."""
+        seconds = (now - self._window_start) / 1e9
+        rate = self._admitted / seconds
+        self._best = max(rate, self._best * BEST_FADES)
         lags = sorted(self._lags)
+        late = sum(lags)
+        self._late += late
+        self._beats += len(lags)
+        self._loop_bound = late * 2 > self.settings.target_ns * len(lags)
         self.lag = lags[len(lags) // 2] if len(lags) > 3 else lags[0]
         self._lags.clear()
-        window = Window(lag=self.lag, peak=self._peak)
+        window = Window(lag=self.lag, worst=lags[-1], peak=self._peak)
         if self.settings.algorithm == "aimd":
             window.dropped = sum(group.dropped for group in self.groups)
         if self.settings.algorithm != "gradient2" and self.law.observe(window):
             self._apply()
         if now - self._groups_start >= GROUP_WINDOW_NS:
+            self._observe_groups(now - self._groups_start)
             self._groups_start = now
-            self._observe_groups()
         if not self._calm:
             self.usage.tick()
             standing = any(
                 self.line.length(klass) and self._stands(klass, now) for klass in range(len(self.settings.classes))
             )
             self.thresholds.tick(
-                arrivals=self._arrivals, admitted=self._admitted, overloaded=self._crowded > 0 or standing
+                seconds,
+                admitted=rate,
+                best=self._best,
+                overloaded=self._crowded > 0 or standing,
             )
             if now - self._second_start >= 10 * WINDOW_NS:
                 self._second_start = now
@@ -573,14 +599,15 @@ class Limiter:
         closed = [group.peak / group.limit for group in self.groups if group.limit < self.settings.most]
         return min(1.0, max(closed, default=0.0))
 
-    def _observe_groups(self) -> None:
-        # Requests wait for the loop several times, so where it lags their latency says nothing of what is behind it.
-        frozen = self._lag_sum * 2 > self.settings.target_ns * self._beats
-        self._lag_sum = self._beats = 0
+    def _observe_groups(self, passed: int) -> None:
+        # Requests wait for the loop several times, so where it lags their latency says nothing of what is behind it:
+        # not over all of the time that they were measured in, and not at its end.
+        frozen = self._loop_bound or self._late * 2 > self.settings.target_ns * self._beats
+        self._late = self._beats = 0
         if self.settings.algorithm == "gradient2" and self.law.observe(Group.together(self.groups)):
             self._apply()
         for group in self.groups:
-            if group.law is not None and not frozen and group.law.observe(group.window()):
+            if group.law is not None and not frozen and group.law.observe(group.window(passed)):
                 group.limit = max(int(group.law.limit), 1)
                 if self._changed is not None:
                     self._changed(group.law.reason)

@@ -2,14 +2,14 @@
 
 A queue that is full refuses too, but late: after a call to the backend, and one request at a time. So while there is
 overload, as many as the queue could not serve anyway are refused at the door (DAGOR, SoCC '18, and Breakwater, OSDI
-'20, on why the door is the place). Once a window, with ``cap`` the requests that can be admitted in one:
+'20, on why the door is the place). Once a window, with ``cap`` the requests a second that can be admitted:
 
-* overloaded: ``cap = .8 cap + .2 admitted`` (the first time: ``cap = admitted``); else ``cap = 1.1 cap``,
+* overloaded: ``cap = .8 cap + .2 admitted`` (the first time: the most that was admitted lately); else ``cap = 1.1 cap``,
   unconditionally: a shedder that relaxes only when it sees less load can keep itself overloaded for ever;
 * ``cap <= 2 max(arrivals, admitted)``, or it would take seconds to bite after a calm minute;
 * ``1.05 cap`` is handed out, a twentieth more than fits, for the queue to choose from: to the classes in their order,
-  all that they ask for. In the first class for which that is too much every owner gets as much as it asks for, but at
-  most ``r``, which is the largest that fits (max-min fairness); the classes after it get nothing.
+  all that they asked for in the window. In the first class for which that is too much every owner gets as much as it
+  asks for, but at most ``r``, the largest that fits (max-min fairness); the classes after it get nothing.
 
 What owners ask for is their arrivals, of which four fifths are carried into each next window, so that a light owner is
 not judged by the one request that it happens to send in a tenth of a second.
@@ -37,11 +37,12 @@ class Thresholds:
     its owners gets of it.
     """
 
-    __slots__ = ("_asked", "_draw", "_others", "cap", "klass", "ration")
+    __slots__ = ("_asked", "_came", "_draw", "_others", "cap", "klass", "ration")
 
     def __init__(self, classes: int) -> None:
         self._asked: list[dict[Owner, float]] = [{} for _ in range(classes)]
         self._others = [0.0] * classes
+        self._came = [0] * classes
         self._draw = 0.0
         self.cap: float | None = None
         self.klass: int | None = None
@@ -52,6 +53,7 @@ class Thresholds:
 
     def ask(self, klass: int, owner: Owner) -> bool:
         """Note that a request has come; whether it may go on to the queue."""
+        self._came[klass] += 1
         asked = self._asked[klass]
         before = asked.get(owner)
         if before is not None:
@@ -72,30 +74,34 @@ class Thresholds:
         self._draw = draw = (self._draw + _GOLDEN) % 1.0
         return draw < share
 
-    def tick(self, *, arrivals: int, admitted: int, overloaded: bool) -> None:
-        """Work out the thresholds for the next window."""
+    def tick(self, seconds: float, *, admitted: float, best: float, overloaded: bool) -> None:
+        """Work out the thresholds for the next window, after one of ``seconds``.
+
+        ``admitted`` is requests a second in it, ``best`` the most there was lately.
+        """
         cap = self.cap
         if overloaded:
-            cap = float(admitted) if cap is None else KEPT * cap + (1 - KEPT) * admitted
+            cap = max(admitted, best) if cap is None else KEPT * cap + (1 - KEPT) * admitted
         elif cap is not None:
             cap *= 1.1
         if cap is not None:
-            self.cap = max(min(cap, 2.0 * max(arrivals, admitted)), 1.0)
-            self._hand_out(self.cap * SLACK / (1 - KEPT))
+            self.cap = max(min(cap, 2.0 * max(sum(self._came) / seconds, admitted)), 1.0)
+            self._hand_out(self.cap * SLACK * seconds)
+        self._came = [0] * len(self._came)
         for klass, asked in enumerate(self._asked):
             self._asked[klass] = {owner: count * KEPT for owner, count in asked.items() if count > 0.1}
             self._others[klass] *= KEPT
 
     def _hand_out(self, budget: float) -> None:
-        """Find the class that is cut. ``budget`` is in requests of all the windows that are remembered."""
-        for klass, asked in enumerate(self._asked):
-            wanted = sum(asked.values()) + self._others[klass]
-            if wanted > budget:
-                self.klass = klass
-                self.ration = max_min(sorted(asked.values()), self._others[klass], budget)
-                return
-            budget -= wanted
+        """Find the class that is cut. ``budget`` is in requests of this window."""
         self.klass = None
+        for klass, came in enumerate(self._came):
+            if came > budget:
+                asked, others = self._asked[klass], self._others[klass]
+                self.klass = klass
+                self.ration = max_min(sorted(asked.values()), others, (sum(asked.values()) + others) * budget / came)
+                return
+            budget -= came
 
     def open(self) -> None:
         """Refuse nobody, and forget."""
