@@ -443,7 +443,7 @@ class _Case:
             min=shedding.min,
             max=shedding.max,
             classes=tuple(one.name for one in self.policy.priorities),
-            waits=limiter._patience[terms.klass] / SECOND,
+            waits=limiter.patience[terms.klass] / SECOND,
             min_share=klass.min_share,
             status=shedding.status,
             enforced=terms.guarded,
