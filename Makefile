@@ -8,7 +8,7 @@ PYTHONS = 3.12 3.13
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 # The programs among benchmarks/; the other files there are their parts.
-BENCHMARKS = $(wildcard $(patsubst %,benchmarks/%.py,overhead redis overload))
+BENCHMARKS = $(wildcard $(patsubst %,benchmarks/%.py,overhead redis))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-only test-all test-oldest lint format bench clean check-python
@@ -57,6 +57,8 @@ bench: .venv-bench/.installed ## the benchmarks, beside other limiters
 	@test -n "$(BENCHMARKS)" || echo "benchmarks/ holds nothing to run"
 	@set -e; for file in $(BENCHMARKS); do \
 	  echo "== $$file $(BENCH_ARGS)"; PYTHONPATH=. .venv-bench/bin/python "$$file" $(BENCH_ARGS); done
+	@echo "== overload, simulated"; PYTHONPATH=. .venv-bench/bin/python -m benchmarks.overload
+	@echo "== overload, on real servers"; PYTHONPATH=. .venv-bench/bin/python -m benchmarks.overload.real
 	@.venv-bench/bin/python benchmarks/readme.py
 
 clean: ## remove environments, caches and build results

@@ -214,6 +214,9 @@ class Ticket(Claim):
         self.owner = principal
         self.state = DONE
 
+    def listen(self) -> None:
+        """Notice from now on whether the caller hangs up. Called as it begins to wait."""
+
     async def has_left(self) -> bool:
         """Whether the caller is known to be gone. Asked of those that have waited."""
         return False

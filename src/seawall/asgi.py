@@ -32,7 +32,7 @@ from seawall.backends.memory import MemoryBackend
 from seawall.config import ConfigError, load, load_mapping, simple
 from seawall.config.diagnostics import Diagnostic
 from seawall.decision import Clock, Mode, Outcome, Refusal
-from seawall.exchange import SCOPE_KEY, ASGIApp, Exchange, Passed, Receive, Scope, Send, current_exchange
+from seawall.exchange import SCOPE_KEY, ASGIApp, Exchange, Message, Passed, Receive, Scope, Send, current_exchange
 from seawall.gate import Gate, Identify
 from seawall.identity import NetworkSet, is_forwarded, tenant_id
 from seawall.metrics import (
@@ -208,6 +208,8 @@ class Middleware:
         exchange = Exchange(self, lane, tenant, principal, address, scope, receive, send, started)
         if hint is not None:
             exchange.deadline = gate.deadline(hint)
+        if gate.body_timeout is not None and kind == "http":
+            exchange.limit_body(gate.body_timeout)
         if seen is not None:
             if type(seen) is Exchange:
                 return await self._serve_inside(seen, exchange, scope, receive, send)
@@ -248,7 +250,7 @@ class Middleware:
         except Exception as error:
             ended = lane.admitted  # the server will answer 500
             outcome = exchange.outcome(error)
-            if not (_is_refusal(error) and await exchange.refuse_late()):
+            if not ((exchange.late or _is_refusal(error)) and await exchange.refuse_late()):
                 raise
         finally:
             if entered is not None:
@@ -264,6 +266,7 @@ class Middleware:
             # Or each request would be a cycle, left to the garbage collector; and whoever serves a scope again is new.
             scope.pop(SCOPE_KEY, None)
             exchange.scope = None
+            exchange.receive = _gone
             exchange.inside = ()
             # Set and not reset: the coroutine may be closed in another context, in which a token is an error.
             current_exchange.set(before)
@@ -271,6 +274,7 @@ class Middleware:
     async def _serve_inside(self, outer: Exchange, inner: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve what another shell has let in: this one's limits join its headers, and its refusal undoes both."""
         lane = inner.lane
+        outcome = Outcome.IGNORED
         try:
             denied: Any = self.gate.admit(inner)
             if denied is not None and type(denied) is not Denied:
@@ -286,12 +290,15 @@ class Middleware:
                     return await outer.refuse(denied)
                 inner.settle(Outcome.IGNORED, refund=True)
             await self.app(scope, inner.receive, send)
+            outcome = outer.outcome()
         except Exception as error:
+            outcome = outer.outcome(error)
             if not (_is_refusal(error) and await outer.refuse_late()):
                 raise
         finally:
-            inner.settle(outer.outcome(), refund=outer.refused)
+            inner.settle(outcome, refund=outer.refused)
             inner.scope = None
+            inner.receive = _gone
 
     async def _pass(
         self, tenant: str | None, seen: Exchange | Passed | None, scope: Scope, receive: Receive, send: Send
@@ -717,6 +724,8 @@ def _sheds(shedding: Mapping[str, Any]) -> Policy:
 
 def _ranks(classes: Sequence[str]) -> Policy:
     """The policy of priorities without a file."""
+    if isinstance(classes, str) or len(set(classes)) != len(classes):
+        raise misuse(f"classes= is a list of different names, the most important first, not {classes!r}")
     priorities: dict[str, Any] = {name: {} for name in classes}
     return load_mapping({"version": 1, "plans": {"default": {"rate": "unlimited"}}, "priorities": priorities})
 
@@ -795,6 +804,11 @@ def reset_all() -> None:
     advice.forget()
     for middleware in list(_live):
         middleware.reset()
+
+
+async def _gone() -> Message:
+    """What there is to receive after the end of a request."""
+    return {"type": "http.disconnect"}
 
 
 _CONTROL_CHARACTER = Denied(400, "denied")

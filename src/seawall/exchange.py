@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asyncio import Task, create_task, current_task, shield, sleep, wait
+from asyncio import Task, create_task, current_task, get_running_loop, shield, sleep, timeout_at, wait
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from contextvars import ContextVar
@@ -88,6 +88,7 @@ class Exchange(Ticket):
     once there was such a cost. ``withheld`` is a refusal that a limit inside the application has decided on: whatever
     the application then begins to answer, the refusal is sent instead. ``inside`` are the exchanges of shells further
     in, ``dues`` what limits of endpoints took. ``muted``: what else the application sends is of no interest to anybody.
+    ``late``: the body has not come in time.
     """
 
     __slots__ = (
@@ -100,6 +101,7 @@ class Exchange(Ticket):
         "gate",
         "inside",
         "lane",
+        "late",
         "muted",
         "owed",
         "receive",
@@ -159,6 +161,7 @@ class Exchange(Ticket):
         self.returnable: list[int] | None = None
         self.counted = False
         self.muted = False
+        self.late = False
         self.root = scope.get("root_path")
         self.dues: tuple[tuple[Backend, Verdict], ...] = ()
 
@@ -201,9 +204,11 @@ class Exchange(Ticket):
         self.answered = True
         self.status = message.get("status", 200)
         self.count(self.lane.admitted)
-        if self.limiter is not None and (not self.lane.timed or kind == "websocket.accept"):
-            # Long-lived from here on, and in no latency.
-            self.limiter.release(self, Outcome.IGNORED, self.gate.clock())
+        if not self.lane.timed or kind == "websocket.accept":
+            for part in (self, *self.inside):
+                if part.limiter is not None:
+                    # Long-lived from here on, and in no latency.
+                    part.limiter.release(part, Outcome.IGNORED, part.gate.clock())
         if kind in _WITH_HEADERS and (self.lane.enforced or self.extra or self.inside):
             headers = self.limit_headers(self.status)
             if headers:
@@ -266,6 +271,33 @@ class Exchange(Ticket):
         if self.status in _OVERLOADED:
             return Outcome.DROPPED
         return Outcome.SUCCESS if 100 <= self.status < 400 and not self.refused else Outcome.IGNORED
+
+    def limit_body(self, seconds: float) -> None:
+        """Let the whole body arrive within ``seconds`` of its first being asked for, or refuse (408).
+
+        The application is told that its caller has left, which ends what would hold a permit for as long as somebody
+        sends a byte now and then.
+        """
+        receive, until, complete = self.receive, 0.0, False
+
+        async def limited() -> Message:
+            nonlocal until, complete
+            if self.late:
+                return {"type": "http.disconnect"}
+            if complete:
+                return await receive()
+            until = until or get_running_loop().time() + seconds
+            try:
+                async with timeout_at(until):
+                    message = await receive()
+            except TimeoutError:
+                self.late = True
+                self.withheld = Denied(408, "expired", terms=self.terms)
+                return {"type": "http.disconnect"}
+            complete = not message.get("more_body", False)
+            return message
+
+        self.receive = limited
 
     def listen(self) -> None:
         """Notice from now on whether the caller hangs up. Called as it begins to wait.

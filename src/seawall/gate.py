@@ -36,7 +36,7 @@ from seawall.metrics import (
     TenantLabels,
 )
 from seawall.policy import Policy
-from seawall.rate import Quota
+from seawall.rate import SECOND, Quota
 from seawall.responses import Answers, grows, policy_header
 from seawall.routing import RouteTable
 from seawall.stages import Spending, TenantConcurrency
@@ -208,6 +208,8 @@ class Gate:
             self.turnstile = Turnstile(settings, clock, changed=self._changed, waited=self._waited)
         self.hints = Hints(policy, self.clients.peer, wall_clock) if shedding or priorities else None
         self._deadlines, self._priorities = shedding, priorities
+        body_timeout = policy.shedding.body_timeout_ns
+        self.body_timeout = body_timeout / SECOND if shedding and body_timeout is not None else None
         self._ignored = {name: cells.index(IGNORED_HEADERS, name) for name in self.hints.headers} if self.hints else {}
         self.streams: Streams | None = None
         self.admission = Admission(self._stages(random))
@@ -235,7 +237,7 @@ class Gate:
         status = policy.shedding.status
         stages: list[Stage] = []
         if self.hints is not None:
-            stages.append(Screening(turnstile, status, random))
+            stages.append(Screening(turnstile, self.clock, status, random))
         if self._deadlines and any(route.streaming for route in policy.routes):
             self.streams = Streams(status, random)
             stages.append(self.streams)

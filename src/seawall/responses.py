@@ -329,6 +329,7 @@ _SERVICE_WORDS = {
     "queue_full": "The service is overloaded, and too many wait already.",
     "queue_timeout": "The service is overloaded, and this request has waited for too long.",
     "expired": "The request's deadline has passed.",
+    "body": "The request's body took too long to arrive.",
 }
 
 
@@ -341,7 +342,7 @@ def _words(denied: Denied) -> str:
     if denied.reason in SERVICE:
         if denied.waits:
             return "All streams that this endpoint may have are taken (policy 'streams')."
-        return _SERVICE_WORDS[denied.reason]
+        return _SERVICE_WORDS["body" if denied.status == 408 else denied.reason]
     plan = denied.terms.plan if denied.terms else ""
     if denied.first is None:
         name, most = at_once(denied)

@@ -13,6 +13,7 @@ from functools import partial
 from time import process_time_ns
 from typing import Any, final
 
+from seawall import advice
 from seawall.admission import GONE, Answer, Denied, Ticket
 from seawall.backends import Key
 from seawall.decision import Clock, Outcome
@@ -42,10 +43,11 @@ def settings_of(policy: Policy, *, priorities: bool) -> Settings | None:
 class Turnstile:
     """The limiter of whatever event loop runs, made when its first request comes.
 
-    There may be several in turn (each test client brings its own) and at once, in threads.
+    There may be several in turn (each test client brings its own) and at once, in threads. One that is closed is
+    forgotten with the next that comes.
     """
 
-    __slots__ = ("_changed", "_clock", "_limiter", "_loop", "_settings", "_waited")
+    __slots__ = ("_changed", "_clock", "_last", "_limiters", "_settings", "_waited")
 
     def __init__(
         self,
@@ -59,24 +61,30 @@ class Turnstile:
         self._clock = clock
         self._changed = changed
         self._waited = waited
-        self._loop: AbstractEventLoop | None = None
-        self._limiter = self._new(None)
+        self._limiters: dict[AbstractEventLoop | None, Limiter] = {}
+        self._last: tuple[AbstractEventLoop | None, Limiter] = (None, self._switch(None))
 
     def __repr__(self) -> str:
-        return f"<Turnstile {self._limiter!r}>"
+        return f"<Turnstile {self.current!r}>"
 
     @property
     def current(self) -> Limiter:
         """The limiter that was asked last."""
-        return self._limiter
+        return self._last[1]
 
     def limiter(self) -> Limiter:
         loop = _get_running_loop()
-        return self._limiter if loop is self._loop else self._switch(loop)
+        last, limiter = self._last
+        return limiter if loop is last else self._switch(loop)
 
     def _switch(self, loop: AbstractEventLoop | None) -> Limiter:
-        limiter = self._new(loop)
-        self._limiter, self._loop = limiter, loop
+        limiter = self._limiters.get(loop)
+        if limiter is None:
+            for other in list(self._limiters):
+                if other is not None and other.is_closed():
+                    self._limiters.pop(other, None)
+            limiter = self._limiters[loop] = self._new(loop)
+        self._last = (loop, limiter)
         return limiter
 
     def _new(self, loop: AbstractEventLoop | None) -> Limiter:
@@ -101,8 +109,9 @@ class Screening:
 
     name = "screening"
 
-    def __init__(self, turnstile: Turnstile | None, status: int, random: Callable[[], float]) -> None:
+    def __init__(self, turnstile: Turnstile | None, clock: Clock, status: int, random: Callable[[], float]) -> None:
         self._turnstile = turnstile
+        self._clock = clock
         self._status = status
         self._random = random
 
@@ -110,15 +119,22 @@ class Screening:
         return f"<Screening by {self._turnstile!r}>"
 
     def admit(self, ticket: Ticket) -> Denied | None:
-        if ticket.deadline and ticket.deadline <= ticket.arrived:
+        # Not the time of arrival: who it is may have been asked elsewhere since.
+        now = self._clock()
+        if ticket.deadline and ticket.deadline <= now:
             return shed(ticket, EXPIRED, None, 504)
         if self._turnstile is None:
             return None
-        ticket.limiter = limiter = self._turnstile.limiter()
-        reason = limiter.screen(ticket, ticket.arrived)
-        if reason is ADMITTED:
+        try:
+            limiter = self._turnstile.limiter()
+            reason = limiter.screen(ticket, now)
+            ticket.limiter = limiter
+            if reason is ADMITTED:
+                return None
+            return shed(ticket, reason, limiter.announce(ticket.klass, self._random), self._status)
+        except Exception:
+            _broken(ticket)
             return None
-        return shed(ticket, reason, limiter.announce(ticket.klass, self._random), self._status)
 
     def settle(self, ticket: Ticket, outcome: Outcome, *, refund: bool) -> None:
         """It has taken nothing."""
@@ -140,10 +156,16 @@ class Entrance:
         return f"<Entrance through {self._turnstile!r}>"
 
     def admit(self, ticket: Ticket) -> Answer | Awaitable[Answer]:
-        limiter = ticket.limiter or self._turnstile.limiter()
-        if not ticket.terms.guarded:
-            return self._watch(ticket, limiter)
-        reason = limiter.enter(ticket, self._clock())
+        limiter = ticket.limiter
+        if limiter is None:
+            return None  # screening has failed
+        try:
+            if not ticket.terms.guarded:
+                return self._watch(ticket, limiter)
+            reason = limiter.enter(ticket, self._clock())
+        except Exception:
+            _broken(ticket)
+            return None
         if reason is ADMITTED:
             ticket.held = True
             return None
@@ -160,6 +182,7 @@ class Entrance:
     async def _wait(self, ticket: Ticket, limiter: Limiter) -> Answer:
         future: Future[Reason] = _running_loop().create_future()
         ticket.wake = partial(_wake, future)
+        ticket.listen()
         try:
             reason = await future
             if reason is ADMITTED:
@@ -170,7 +193,10 @@ class Entrance:
                 if reason is ADMITTED:
                     ticket.held = True
                     return None
-        except BaseException:
+        except Exception:
+            _broken(ticket)
+            return None
+        except BaseException:  # cancelled
             limiter.release(ticket, Outcome.IGNORED, self._clock())
             raise
         return self._refused(ticket, limiter, reason)
@@ -182,7 +208,16 @@ class Entrance:
     def settle(self, ticket: Ticket, outcome: Outcome, *, refund: bool) -> None:
         limiter = ticket.limiter
         if limiter is not None:
-            limiter.release(ticket, outcome, self._clock())
+            try:
+                limiter.release(ticket, outcome, self._clock())
+            except Exception:
+                _broken(ticket)
+
+
+def _broken(ticket: Ticket) -> None:
+    """A mistake of ours must not become the callers' outage: the request goes in, and holds nothing."""
+    ticket.limiter = None
+    advice.once("overload", "overload control has failed; the request is admitted", exc_info=True)
 
 
 def _running_loop() -> AbstractEventLoop:

@@ -213,7 +213,7 @@ class Limiter:
         self.in_flight = 0
         self.groups = [Group(*_group_law(settings)) for _ in range(min(settings.groups, MOST_GROUPS))]
         self.usage = Usage()
-        self.line = WaitingLine(len(settings.classes), self.usage)
+        self.line = WaitingLine(len(settings.classes), self.usage, fair=settings.fair)
         self.thresholds = Thresholds(len(settings.classes))
         self.retry = [RetryAfter() for _ in settings.classes]
         self._credits = [0.0] * len(settings.classes)
@@ -291,6 +291,8 @@ class Limiter:
 
     def enter(self, claim: Claim, now: int) -> Reason:
         """Let ``claim`` in (``ADMITTED``), or have it wait (``WAITS``); otherwise the reason to refuse it."""
+        if claim.deadline and now >= claim.deadline:
+            return EXPIRED
         in_flight = self.in_flight
         group = self.groups[claim.group]
         if self._has_room(now) and group.in_flight < group.limit:
@@ -299,6 +301,8 @@ class Limiter:
                 self._peak = in_flight + 1
             claim.since = now
             claim.state = RUNNING
+            if self._beat is None:
+                self._start_beat(now)  # a backend was asked for longer than the last one took
             self._admit(claim, group)
             return ADMITTED
         return self._wait(claim, group, now)
@@ -514,7 +518,7 @@ class Limiter:
             self._book_pass(now)
 
     def _start_beat(self, now: int) -> None:
-        if now - self._window_start > CALM_NS:
+        if now - self._window_start > CALM_NS and not self.in_flight and not self.line:
             self._forget(now)
         self._beat_due = now + BEAT_NS
         if self.timers is not None:
@@ -522,9 +526,7 @@ class Limiter:
 
     def _forget(self, now: int) -> None:
         """Nothing has happened for so long that what was measured says nothing any more."""
-        self._calm = True
-        self.thresholds.open()
-        self.usage.clear()
+        self._calm_down()
         self._lags.clear()
         self._window_start = self._groups_start = self._second_start = now
         self._arrivals = self._admitted = self._crowded = 0
@@ -534,19 +536,27 @@ class Limiter:
         for group in self.groups:
             group.clear()
 
+    def _calm_down(self) -> None:
+        """There was no overload for so long that nothing is held against anybody."""
+        self._calm = True
+        self.thresholds.open()
+        self.usage.clear()
+        self._credits = [0.0] * len(self._credits)
+        for retry in self.retry:
+            retry.clear()
+
     def _on_beat(self) -> None:
         now = self._clock()
         lag = max(0, now - self._beat_due)
+        self._beat = None
+        if self.in_flight or self.line:
+            self._start_beat(now)  # first, so that no error here is the last beat
         self._lags.append(lag)
         if now - self._window_start >= WINDOW_NS and len(self._lags) >= LEAST_LAGS:
             self._tick(now)
         if self.line:
             self._sweep(now)
             self._grant(now)
-        if self.in_flight or self.line:
-            self._start_beat(now)
-        else:
-            self._beat = None
 
     def _tick(self, now: int) -> None:
         """A window has ended."""
@@ -584,8 +594,7 @@ class Limiter:
                 for retry in self.retry:
                     retry.tick()
             if now - self._crowded_at > CALM_NS and not self.line:
-                self._calm = True
-                self.thresholds.open()
+                self._calm_down()
         self._load.add(now, self._in_use(), self._arrivals, self._admitted)
         self._peak = self.in_flight
         self._arrivals = self._admitted = self._crowded = 0

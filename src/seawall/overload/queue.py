@@ -85,12 +85,13 @@ class Usage:
 
 @final
 class WaitingLine:
-    """The claims that wait."""
+    """The claims that wait. Where it is not ``fair``, all of a class are one owner's."""
 
-    __slots__ = ("_classes", "_length", "_lengths", "_usage", "since")
+    __slots__ = ("_classes", "_fair", "_length", "_lengths", "_usage", "since")
 
-    def __init__(self, classes: int, usage: Usage) -> None:
+    def __init__(self, classes: int, usage: Usage, *, fair: bool = True) -> None:
         self._usage = usage
+        self._fair = fair
         self._classes: list[dict[Owner, deque[Claim]]] = [{} for _ in range(classes)]
         self._lengths = [0] * classes
         self._length = 0
@@ -113,9 +114,10 @@ class WaitingLine:
         klass = claim.klass
         if not self._lengths[klass]:
             self.since[klass] = now
-        line = self._classes[klass].get(claim.owner)
+        owner = self._owner(claim)
+        line = self._classes[klass].get(owner)
         if line is None:
-            line = self._classes[klass][claim.owner] = deque()
+            line = self._classes[klass][owner] = deque()
         line.append(claim)
         self._lengths[klass] += 1
         self._length += 1
@@ -141,9 +143,13 @@ class WaitingLine:
 
     def remove(self, claim: Claim) -> None:
         """Take out one that waits: it was evicted, or has left."""
-        line = self._classes[claim.klass][claim.owner]
+        owner = self._owner(claim)
+        line = self._classes[claim.klass][owner]
         line.remove(claim)
-        self._took(claim.klass, claim.owner, line)
+        self._took(claim.klass, owner, line)
+
+    def _owner(self, claim: Claim) -> Owner:
+        return claim.owner if self._fair else ""
 
     def _took(self, klass: int, owner: Owner, line: deque[Claim]) -> None:
         if not line:

@@ -23,6 +23,10 @@ class RetryAfter:
         self.seconds = 1
         self.refused = 0
 
+    def clear(self) -> None:
+        """Begin anew."""
+        self.seconds, self.refused = 1, 0
+
     def tick(self) -> None:
         refused, self.refused = self.refused, 0
         if refused >= 3 * self.seconds:
@@ -31,8 +35,8 @@ class RetryAfter:
             self.seconds = max(self.seconds // 2, 1)
 
     def draw(self, random: Callable[[], float]) -> int:
-        """The seconds to announce: up to a fifth more, by at least one of two values, so that nobody returns in step.
+        """The seconds to announce, from ``seconds`` to a fifth more (rounded up), so that nobody returns in step.
 
         ``random`` is from 0 to 1.
         """
-        return self.seconds + int(random() * max(2.0, 1 + self.seconds / 5))
+        return self.seconds + int(random() * (1 + -(-self.seconds // 5)))

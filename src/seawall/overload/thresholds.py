@@ -4,7 +4,7 @@ A queue that is full refuses too, but late: after a call to the backend, and one
 overload, as many as the queue could not serve anyway are refused at the door (DAGOR, SoCC '18, and Breakwater, OSDI
 '20, on why the door is the place). Once a window, with ``cap`` the requests a second that can be admitted:
 
-* overloaded: ``cap = .8 cap + .2 admitted`` (the first time: the most that was admitted lately); else ``cap = 1.1 cap``,
+* overloaded: ``cap = .8 cap + .2 admitted`` (the first time: the most there was lately); else ``cap = 1.1 cap``,
   unconditionally: a shedder that relaxes only when it sees less load can keep itself overloaded for ever;
 * ``cap <= 2 max(arrivals, admitted)``, or it would take seconds to bite after a calm minute;
 * ``1.05 cap`` is handed out, a twentieth more than fits, for the queue to choose from: to the classes in their order,
@@ -18,6 +18,7 @@ not judged by the one request that it happens to send in a tenth of a second.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import log
 from typing import final
 
 from seawall.overload.queue import Owner
@@ -27,6 +28,8 @@ MOST_OWNERS = 1_024
 KEPT = 0.8
 SLACK = 1.05
 _GOLDEN = 0.6180339887498949
+_CARRIED = log(1 / KEPT) / (1 - KEPT)
+"""What an owner asks for runs from `KEPT` of its sum to all of it within a window: so much less on average."""
 
 
 @final
@@ -99,7 +102,8 @@ class Thresholds:
             if came > budget:
                 asked, others = self._asked[klass], self._others[klass]
                 self.klass = klass
-                self.ration = max_min(sorted(asked.values()), others, (sum(asked.values()) + others) * budget / came)
+                there = (sum(asked.values()) + others) * budget / came
+                self.ration = max_min(sorted(asked.values()), others, there) / _CARRIED
                 return
             budget -= came
 
