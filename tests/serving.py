@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 START_TIMEOUT = 60.0
 STOP_TIMEOUT = 10.0
-ANSWER_TIMEOUT = 30.0
+ANSWER_TIMEOUT = 15.0
 
 UVICORN = ("-m", "uvicorn", "{app}", "--host", "127.0.0.1", "--port", "{{port}}", "--log-level", "warning")
 ASGI_SERVERS = {

@@ -18,7 +18,6 @@ import pytest
 from websockets.asyncio.client import connect as websocket
 from websockets.exceptions import InvalidStatus
 
-from seawall.admission import Ticket
 from serving import ASGI_SERVERS, Caller, Reply, Served, asgi_server, serving
 
 pytestmark = pytest.mark.slow
@@ -138,11 +137,7 @@ async def test_beyond_the_limit_the_first_wait_and_the_second_are_refused(connec
         await until(lambda caller=caller: caller.ask(f"{case.path}/wait"), lambda reply: reply.status == 200)  # type: ignore[misc]
 
 
-async def test_who_leaves_while_it_waits_is_never_served(
-    connect: Connect, server: Served, request: pytest.FixtureRequest
-) -> None:
-    if "granian" in request.node.name and not hasattr(Ticket, "listen"):
-        request.applymarker(pytest.mark.xfail(reason="nobody listens while a request waits, only then", strict=False))
+async def test_who_leaves_while_it_waits_is_never_served(connect: Connect) -> None:
     case = Case("fixed", await connect())
     path = f"{case.path}/wait"
     held = await hold(case, connect)
