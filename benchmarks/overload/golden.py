@@ -15,7 +15,8 @@ from benchmarks.overload.measure import Run
 from benchmarks.overload.seawall import Seawall
 
 DIRECTORY = Path(__file__).resolve().parent / "golden"
-SEED = 1
+SEED = 2
+"""One that shows what is missed."""
 SHORT = tuple(name for name, scenario in scenarios.SCENARIOS.items() if scenario.short)
 """The scenarios that are kept."""
 
