@@ -290,12 +290,13 @@ def test_a_request_leaves_nothing_for_the_garbage_collector(kind: str) -> None:
     gc.collect()
     gc.disable()
     try:
-        for _ in range(50):
+        for _ in range(200):
             finish(scenario.request())
         left = gc.collect()
     finally:
         gc.enable()
-    assert left < 50
+    # Not one for each; a gate of an earlier test may be among them.
+    assert left < 150
 
 
 def test_a_coroutine_that_was_never_started_is_no_request() -> None:

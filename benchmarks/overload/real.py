@@ -494,7 +494,7 @@ def draw(results: Path) -> None:
         say(f"no plot: {error}")
         return
     for suffix in (".svg", ".png"):
-        target = results.with_name("overload" + suffix)
+        target = results.with_suffix(suffix)
         if curves.draw(results, target):
             say(f"wrote {target}")
 

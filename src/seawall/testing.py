@@ -69,6 +69,25 @@ class Answer:
     messages: list[Mapping[str, Any]] = field(default_factory=list)
 
 
+@final
+class _Inbox:
+    """What a caller sends: a request, then its leaving to whoever asks for more. As uvicorn's cycle it tells that it
+    has not left, so that a request that has waited for admission is served."""
+
+    disconnected = False
+
+    def __init__(self, *messages: dict[str, Any]) -> None:
+        self._messages = messages
+        self._asked = 0
+
+    async def receive(self) -> dict[str, Any]:
+        self._asked += 1
+        if self._asked == 1:
+            return self._messages[0]
+        await asyncio.sleep(0)
+        return self._messages[1]
+
+
 async def drive(app: Any, scope: str | Mapping[str, Any] = "/", **changes: Any) -> Answer:
     """Call an ASGI app once, without a server, and return its answer.
 
@@ -104,14 +123,7 @@ async def drive(app: Any, scope: str | Mapping[str, Any] = "/", **changes: Any) 
         del whole["method"]
         whole["scheme"] = "ws"
     first = {"type": "websocket.connect"} if websocket else {"type": "http.request", "body": b"", "more_body": False}
-    inbox = [first]
-
-    async def receive() -> dict[str, Any]:
-        if inbox:
-            return inbox.pop()
-        await asyncio.sleep(0)
-        return {"type": "websocket.disconnect", "code": 1000} if websocket else {"type": "http.disconnect"}
-
+    last = {"type": "websocket.disconnect", "code": 1000} if websocket else {"type": "http.disconnect"}
     answer = Answer()
 
     async def send(message: Mapping[str, Any]) -> None:
@@ -127,7 +139,7 @@ async def drive(app: Any, scope: str | Mapping[str, Any] = "/", **changes: Any) 
             answer.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
         answer.body += message.get("body", b"")
 
-    await app(whole, receive, send)
+    await app(whole, _Inbox(first, last).receive, send)
     return answer
 
 
