@@ -148,7 +148,8 @@ class LatencyLaw(_Bounded):
     when nothing waits.
 
     * open (``L = most``) until ``R > 2 R0``: a law that is fed by latency may refuse nobody before it has seen
-      congestion. ``R0`` follows ``R``, downwards at once and upwards by a twentieth a window. Then ``L = peak / 2``.
+      congestion. ``R0`` follows ``R``, by a fifth downwards and a twentieth upwards a window
+      (at first it is the mean of `LEARNS` windows). Then ``L = peak / 2``.
     * going down: by Little's law a saturated downstream answers faster in proportion as less is sent there. If since
       the last step ``log R`` has fallen at least half as much as ``log N``, requests wait in a queue of our own making:
       ``knee`` is the ``N`` before, and ``L = .8 L`` (``.5 L`` where R is 20 times what it was when open). If it has
@@ -158,7 +159,7 @@ class LatencyLaw(_Bounded):
       ``R > 1.3 R0``: down again, by ``.8``.
     * nothing is judged until ``2 R`` after the last change (after a step down: since no more than ``L`` are in flight),
       for what ends before was sent before. The first step has nothing to be compared with, and is followed by a second.
-    * ``R`` is within 1.3 of what it was when open: up, whatever else.
+    * ``R`` is within 1.3 of what it was when open: ``L = 1.5 L + 1``, whatever else.
     * a window with drops (more than a twentieth of its requests): ``L = .9 min(L, peak)``. One without samples: up.
 
     A baseline that follows latency under load drifts until the limit means nothing (Gradient2, failsafe-go: without
@@ -167,9 +168,11 @@ class LatencyLaw(_Bounded):
     """
 
     SAMPLES = 10
+    LEARNS = 10
 
     def __init__(self, least: float, most: float) -> None:
         super().__init__(most, least, most)
+        self._seen = 0
         self.baseline = 0.0
         self.knee = inf
         self._usual = 0.0
@@ -192,14 +195,14 @@ class LatencyLaw(_Bounded):
         if latency <= self._usual * 1.3:
             self.baseline = min(self.baseline, latency)
             self._step = None
-            return self._relax(window)
+            return self._move(self.limit * 1.5 + 1, "relax")
         if self._settled < 0 and in_flight > self.limit:
             return False
         self._settled = max(self._settled, 0) + window.duration
         if self._settled < 2 * latency:
             return False
         if self._step is None:
-            self.baseline = min(self.baseline, latency)
+            self.baseline += min(0.0, latency - self.baseline) / 5
             return self._relax(window) if latency <= self.baseline * 1.3 else self._down(0.8, in_flight, latency)
         if self._helped(self._step, in_flight, latency):
             self.knee = self._step[0] or inf
@@ -210,10 +213,14 @@ class LatencyLaw(_Bounded):
 
     def _watch(self, peak: int, in_flight: float, latency: float) -> bool:
         """Open: learn what is usual, until it is not."""
-        if not self.baseline or latency < self.baseline:
-            self.baseline = latency
+        if self._seen < self.LEARNS:
+            # What ends first after a start is what is quick.
+            self._seen += 1
+            self.baseline += (latency - self.baseline) / self._seen
+            return False
         if latency <= self.baseline * 2:
-            self.baseline += (latency - self.baseline) / 20
+            # Not down at once: the least of many windows is not what is usual where fast and slow requests are mixed.
+            self.baseline += (latency - self.baseline) / (20 if latency > self.baseline else 5)
             return False
         self._usual = self.baseline
         self._down(peak / 2 / self.limit, in_flight, latency)
