@@ -7,7 +7,7 @@ from seawall.decision import Outcome
 from seawall.overload.limiter import ADMITTED, WAITS, Algorithm, Class, Limiter, Settings
 from seawall.overload.queue import DONE, Claim
 
-CLASSES = (Class("critical"), Class("normal"), Class("low"), Class("background", min_share=0.02))
+CLASSES = (Class("critical"), Class("normal"), Class("low"), Class("background"))
 OUTCOMES = {"success": Outcome.SUCCESS, "ignored": Outcome.IGNORED, "dropped": Outcome.DROPPED}
 
 

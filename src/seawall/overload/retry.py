@@ -39,4 +39,4 @@ class RetryAfter:
 
         ``random`` is from 0 to 1.
         """
-        return self.seconds + int(random() * (1 + -(-self.seconds // 5)))
+        return self.seconds + int(random() * max(2.0, 1 + self.seconds / 5))

@@ -8,8 +8,9 @@ overload, as many as the queue could not serve anyway are refused at the door (D
   unconditionally: a shedder that relaxes only when it sees less load can keep itself overloaded for ever;
 * ``cap <= 2 max(arrivals, admitted)``, or it would take seconds to bite after a calm minute;
 * ``1.05 cap`` is handed out, a twentieth more than fits, for the queue to choose from: to the classes in their order,
-  all that they asked for in the window. In the first class for which that is too much every owner gets as much as it
-  asks for, but at most ``r``, the largest that fits (max-min fairness); the classes after it get nothing.
+  all that they asked for in the window (the first of several may have a tenth more than that, or others would take what
+  it leaves free for a moment). In the first class for which it is too much every owner gets what it asks for, but at
+  most ``r``, the largest that fits (max-min fairness); the classes after it get nothing.
 
 What owners ask for is their arrivals, of which four fifths are carried into each next window, so that a light owner is
 not judged by the one request that it happens to send in a tenth of a second.
@@ -27,6 +28,8 @@ MOST_OWNERS = 1_024
 """Owners of one class that are told apart; of further ones each is taken for one that asks once."""
 KEPT = 0.8
 SLACK = 1.05
+FIRST_SLACK = 1.1
+"""And so much more for the first of several classes: what it leaves free for a moment is taken by others."""
 _GOLDEN = 0.6180339887498949
 _CARRIED = log(1 / KEPT) / (1 - KEPT)
 """What an owner asks for runs from `KEPT` of its sum to all of it within a window: so much less on average."""
@@ -99,13 +102,14 @@ class Thresholds:
         """Find the class that is cut. ``budget`` is in requests of this window."""
         self.klass = None
         for klass, came in enumerate(self._came):
-            if came > budget:
+            room = budget * FIRST_SLACK if klass == 0 and len(self._came) > 1 else budget
+            if came > room:
                 asked, others = self._asked[klass], self._others[klass]
                 self.klass = klass
-                there = (sum(asked.values()) + others) * budget / came
+                there = (sum(asked.values()) + others) * room / came
                 self.ration = max_min(sorted(asked.values()), others, there) / _CARRIED
                 return
-            budget -= came
+            budget = max(budget - came, 0.0)
 
     def open(self) -> None:
         """Refuse nobody, and forget."""
