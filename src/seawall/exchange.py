@@ -53,6 +53,7 @@ class Shell(Protocol):
 
     gate: Gate
     identify: Identify | None
+    on_reject: Callable[..., Any] | None
     parts: frozenset[str]
 
     async def deliver(
@@ -222,6 +223,14 @@ class Exchange(Ticket):
         outcome = _REFUSED.get(denied.reason, DENIED)
         self.count(outcome)
         answers = self.gate.answers
+        if outcome is SHED and self.shell.on_reject is None:
+            # What an overloaded service does most, and what caps its goodput: 3 of 13 us less than the whole way.
+            plain = answers.plain(denied, self.scope)
+            if plain is not None:
+                headers, body = plain
+                send = self._send
+                await send({"type": "http.response.start", "status": denied.status, "headers": [*headers]})
+                return await send({"type": "http.response.body", "body": body})
         limits: list[Header] = []
         wait = 0
         if denied.first is not None:

@@ -8,7 +8,7 @@ its numbers is formatted once for each combination of policies that refuse, and 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any, TypeAlias, final
 from urllib.parse import quote
@@ -163,6 +163,7 @@ class Answers:
         self._random = random
         self._challenge = challenge
         self._prepared: dict[tuple[Any, ...], Prepared] = {}
+        self._plain: dict[tuple[str, int | None, bool, bool], tuple[list[Header], bytes]] = {}
 
     def limit_headers(self, policies: bytes, about: Closest, wait: int, status: int) -> list[Header]:
         """The headers of a limited answer; ``policies`` is the value of ``RateLimit-Policy``, ``wait`` that of t."""
@@ -226,6 +227,21 @@ class Answers:
                 self._prepared.clear()
             prepared = self._prepared[key] = Prepared(denied, detail=self._detail)
         return prepared
+
+    def plain(self, denied: Denied, scope: Mapping[str, Any]) -> tuple[list[Header], bytes] | None:
+        """The headers and the body of a shed HTTP request, kept whole; ``None`` where its caller wants another form."""
+        if scope["type"] != "http":
+            return None
+        for name, value in scope["headers"]:
+            if (name == b"accept" and b"html" in value.lower()) or (name == b"content-type" and b"grpc" in value):
+                return None
+        head = scope["method"] == "HEAD"
+        key = (denied.reason, denied.after, bool(denied.waits), head)
+        kept = self._plain.get(key)
+        if kept is None:
+            body, headers = self.fill(self.prepare(denied), denied.after, html=False)
+            kept = self._plain[key] = headers, b"" if head else body
+        return kept
 
     def fill(self, prepared: Prepared, after: int | None, *, html: bool) -> tuple[bytes, list[Header]]:
         """The body of a refusal and its headers but those of limits; kept, for the same few waits come again."""
