@@ -370,7 +370,6 @@ def test_without_a_limiter_deadlines_still_hold(clock: ManualClock, registry: Co
     assert {name for (name,) in metric(registry, "seawall_concurrency_limit")} == set()
 
 
-@pytest.mark.xfail(reason="defect: the deadline is compared with the arrival, which is before `identify`")
 async def test_who_expired_while_it_was_identified_is_not_served(
     clock: ManualClock, registry: CollectorRegistry
 ) -> None:
@@ -382,7 +381,6 @@ async def test_who_expired_while_it_was_identified_is_not_served(
     assert (await drive(shell, headers={"X-Request-Timeout-Ms": "20"})).status == 504
 
 
-@pytest.mark.xfail(reason="defect: `enter` does not look at the deadline")
 async def test_who_expired_while_the_backend_was_asked_is_not_served(
     clock: ManualClock, registry: CollectorRegistry
 ) -> None:
@@ -538,22 +536,47 @@ def failing(*args: Any, **kwargs: Any) -> Any:
     raise LookupError("a bug in the limiter")
 
 
-@pytest.mark.xfail(reason="defect: an internal error of the shedder is a 500, or loses a permit for ever")
-@pytest.mark.parametrize("method", ["screen", "enter", "release", "announce"])
+@pytest.mark.parametrize("method", ["screen", "enter"])
 def test_an_error_of_the_shedder_admits(
-    method: str, clock: ManualClock, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+    method: str,
+    clock: ManualClock,
+    registry: CollectorRegistry,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """A mistake of ours must not become the callers' outage. It is said once, with the place."""
     shell = Seawall(holds, config=config(shedding=fixed()), clock=clock, registry=registry)
-    held = Held(shell) if method == "announce" else None
     with monkeypatch.context() as broken:
         broken.setattr(Limiter, method, failing)
-        assert call(shell).status == (503 if held else 200)
-    if held is not None:
-        held.end()
+        assert statuses(shell, 3) == [200] * 3
+    (said,) = [record for record in caplog.records if record.exc_info]
+    assert isinstance(said.exc_info, tuple)
+    assert said.exc_info[0] is LookupError
+    held = Held(shell)
+    assert call(shell).status == 503
+    held.end()
+    rests(shell, registry)
+    assert outcomes(registry) == {"allowed": 4, "shed": 1}
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["release", pytest.param("announce", marks=pytest.mark.xfail(reason="defect: what a refusal announces is a 500"))],
+)
+def test_an_error_of_the_shedder_is_no_error_of_the_service(
+    method: str, clock: ManualClock, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it is too late to admit, or the permit is lost."""
+    shell = Seawall(holds, config=config(shedding=fixed(2)), clock=clock, registry=registry)
+    held = [Held(shell) for _ in range(2 if method == "announce" else 1)]
+    with monkeypatch.context() as broken:
+        broken.setattr(Limiter, method, failing)
+        assert call(shell).status in ((200, 503) if method == "announce" else (200,))
+    for request in held:
+        assert request.end().status == 200
     assert call(shell).status == 200
 
 
-@pytest.mark.xfail(reason="defect: an error in a beat is the last beat")
 async def test_an_error_of_a_beat_does_not_stop_the_heart(
     clock: ManualClock, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -581,13 +604,13 @@ async def test_an_error_of_a_beat_does_not_stop_the_heart(
         await held
 
 
-@pytest.mark.xfail(reason="defect: the arrival, which is before `identify`, is taken for now")
 async def test_a_slow_identify_is_no_lag(clock: ManualClock, registry: CollectorRegistry) -> None:
     """Nor does it use up the pass: whoever is alone never waits."""
 
     async def identify(scope: Scope) -> str:
-        clock.advance(0.05)
-        await asyncio.sleep(0)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        clock.advance(0.05)  # while the loop had nothing to do
         return "acme"
 
     shell = Seawall(hello, config=config(), identify=identify, clock=clock, registry=registry)
@@ -1386,7 +1409,6 @@ def test_misuse_is_told_at_start_up(build: Callable[[], Any], message: str) -> N
         build()
 
 
-@pytest.mark.xfail(reason="defect: read letter by letter, and two of one name are one")
 @pytest.mark.parametrize("classes", ["critical", ["a", "a"]])
 def test_classes_that_are_no_list_of_names_are_misuse(classes: Any) -> None:
     with pytest.raises(ConfigError):
@@ -1527,7 +1549,6 @@ def test_shedding_further_in_undoes_what_was_charged_outside(clock: ManualClock,
     assert outcomes(registry) == {"allowed": 3, "shed": 5, "limited": 1}
 
 
-@pytest.mark.xfail(reason="defect: only the outermost exchange tells its limiter that an answer begins")
 @pytest.mark.parametrize("kind", ["http", "websocket"])
 def test_shedding_further_in_lets_streams_go_as_they_begin(
     kind: str, clock: ManualClock, registry: CollectorRegistry
@@ -1540,7 +1561,6 @@ def test_shedding_further_in_lets_streams_go_as_they_begin(
         stream.end()
 
 
-@pytest.mark.xfail(reason="defect: the inner exchange is settled with the outer one's status, and never with the error")
 def test_shedding_further_in_learns_of_time_outs(clock: ManualClock, registry: CollectorRegistry) -> None:
     app, inner = apart(clock, registry, app=ends_with(error=TimeoutError()))
     with pytest.raises(TimeoutError):

@@ -536,7 +536,6 @@ def test_requests_of_one_owner_go_in_the_order_of_their_arrival() -> None:
     assert served_in_order(service, held, claims) == claims
 
 
-@pytest.mark.xfail(reason="defect: without fairness the owner that is first in the dict goes until it has no waiter")
 def test_without_fairness_requests_go_in_the_order_of_their_arrival() -> None:
     service = fixed(1, fair=False)
     (held,) = service.fill(1)
@@ -728,7 +727,6 @@ def test_the_heart_beats_while_somebody_is_there_and_stops_by_itself() -> None:
     assert service.loop.timers == []
 
 
-@pytest.mark.xfail(reason="defect: the beat that its arrival started has stopped while a backend was asked")
 def test_the_heart_beats_for_a_request_that_waited_for_its_backend() -> None:
     service = adaptive()
     claim = service.claim()
@@ -792,7 +790,6 @@ def test_what_was_measured_long_ago_is_forgotten() -> None:
     assert service.limiter.thresholds.klass is None
 
 
-@pytest.mark.xfail(reason="defect: a pause of more than CALM_NS forgets those who wait")
 def test_a_pause_does_not_let_newcomers_overtake_who_waits() -> None:
     service = adaptive(10)
     service.fill(1)
@@ -1051,7 +1048,6 @@ def test_what_is_announced_grows_while_a_class_is_shed_and_shrinks_after() -> No
     assert [limiter.announce(klass, lambda: 0.0) for klass in range(3)] == [1, 1, 1]
 
 
-@pytest.mark.xfail(reason="defect: it is ticked only while somebody is there")
 def test_what_was_announced_an_hour_ago_is_not_announced_again() -> None:
     service = fixed(2, CLASSES)
     storm(service, 10, each=8)
@@ -1060,7 +1056,6 @@ def test_what_was_announced_an_hour_ago_is_not_announced_again() -> None:
     assert service.limiter.announce(2, lambda: 0.0) == 1
 
 
-@pytest.mark.xfail(reason="defect: usage does not fade while it is calm, and only a long silence clears it")
 def test_what_was_used_long_ago_does_not_count() -> None:
     service = fixed(2, CLASSES)
     storm(service, 2, each=6)

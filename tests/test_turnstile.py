@@ -47,9 +47,9 @@ def terms(route: Route = DEFAULT_ROUTE, *, priority: str | None = None, **policy
     return compiler.terms(Profile(Plan("pro"), LISTED, priority), route)
 
 
-def ticket(terms: Terms, owner: str = "acme", *, arrived: int = 0, deadline: int = 0) -> Ticket:
+def ticket(terms: Terms, owner: str = "acme", *, deadline: int = 0) -> Ticket:
     made = Ticket({}, terms, owner, owner, lambda _: b"", None)
-    made.arrived, made.deadline = arrived, deadline
+    made.deadline = deadline
     return made
 
 
@@ -62,7 +62,7 @@ class Stages:
         self.turnstile = Turnstile(settings, self.clock, waited=lambda *what: self.waited.append(what))
         self.admission = Admission(
             [
-                Screening(self.turnstile, status, zero),
+                Screening(self.turnstile, self.clock, status, zero),
                 Entrance(self.turnstile, self.clock, status, zero),
             ]
         )
@@ -136,10 +136,11 @@ def test_shedding_that_is_off_has_no_limiter() -> None:
 @pytest.mark.parametrize(
     ("deadline", "expired"), [(0, False), (-1, True), (4 * MS, True), (5 * MS, True), (5 * MS + 1, False)]
 )
-def test_what_has_expired_on_arrival_is_refused_first(turnstile: bool, deadline: int, expired: bool) -> None:
+def test_what_has_expired_is_refused_first(turnstile: bool, deadline: int, expired: bool) -> None:
     stages = Stages(fixed(1))
-    screening = Screening(stages.turnstile if turnstile else None, 503, zero)
-    denied = screening.admit(ticket(terms(), arrived=5 * MS, deadline=deadline))
+    stages.clock.advance_ns(5 * MS)
+    screening = Screening(stages.turnstile if turnstile else None, stages.clock, 503, zero)
+    denied = screening.admit(ticket(terms(), deadline=deadline))
     assert (denied is not None) == expired
     if denied is not None:
         assert (denied.status, denied.reason, denied.after) == (504, "expired", None)
@@ -173,7 +174,7 @@ async def test_who_would_only_be_refused_later_is_refused_before_it_costs_anythi
     assert await stages.enter(ticket(rule)) is None
     waiters = [asyncio.create_task(stages.enter(ticket(rule))) for _ in range(300)]
     await turn()
-    screening = Screening(stages.turnstile, 503, zero)
+    screening = Screening(stages.turnstile, stages.clock, 503, zero)
     denied = screening.admit(ticket(rule))
     assert denied is not None
     assert denied.reason == "queue_full"
@@ -295,7 +296,6 @@ async def test_who_had_a_permit_when_its_deadline_passed_and_has_not_begun_is_no
     assert stages.held() == (0, 0, 0)
 
 
-@pytest.mark.xfail(reason="defect: `enter` does not look at the deadline")
 async def test_who_expired_while_a_backend_was_asked_is_not_started() -> None:
     stages = Stages(fixed(1))
     late = ticket(terms(), deadline=20 * MS)
@@ -467,7 +467,6 @@ def test_a_request_is_given_back_to_the_loop_that_it_came_from() -> None:
     assert (first.in_flight, second.in_flight) == (0, 1)
 
 
-@pytest.mark.xfail(reason="defect: each switch of loops makes a new limiter, with nothing in flight")
 def test_two_loops_at_once_each_keep_their_limit() -> None:
     stages = Stages(fixed(1))
     turns = [threading.Event() for _ in range(3)]
@@ -688,8 +687,17 @@ class Crowd:
         assert sum(outcomes(self.registry).values()) == 3
 
 
-@pytest.mark.parametrize("kind", ["plain", "stream", "websocket", "shadow"])
-@pytest.mark.parametrize("throw", [asyncio.CancelledError, RuntimeError])
+LOST = pytest.mark.xfail(reason="defect: an error while its caller is looked for, or while it waits, loses the permit")
+
+
+@pytest.mark.parametrize(
+    ("kind", "throw"),
+    [
+        *((kind, asyncio.CancelledError) for kind in ("plain", "stream", "websocket", "shadow")),
+        *(pytest.param(kind, RuntimeError, marks=LOST) for kind in ("plain", "stream", "websocket")),
+        ("shadow", RuntimeError),
+    ],
+)
 async def test_whatever_is_thrown_wherever_it_waits_the_permit_comes_back(
     kind: str, throw: type[BaseException]
 ) -> None:
@@ -732,7 +740,7 @@ async def test_a_request_that_is_cancelled_while_it_waits_is_counted_as_that() -
         "uvicorn",
         pytest.param(
             "other servers",
-            marks=pytest.mark.xfail(reason="defect: exchange -> _Ahead -> its task -> its context -> exchange"),
+            marks=pytest.mark.xfail(reason="defect: _Ahead -> its task -> its CancelledError -> traceback -> _Ahead"),
         ),
     ],
 )
