@@ -26,10 +26,11 @@ class Window:
     ``lag`` is the loop's, in nanoseconds (`UNKNOWN` without a sample), ``worst`` the largest one. ``peak`` is the most
     requests in flight at once, ``in_flight`` the mean as the ending requests saw it. ``samples`` is how many requests
     ended well, ``latency`` their geometric mean in nanoseconds, ``dropped`` how many ended with a time-out or an
-    overloaded downstream, ``duration`` how long the window was, in nanoseconds.
+    overloaded downstream, ``duration`` how long the window was, in nanoseconds. ``needed`` is how many in flight it
+    takes to keep the service busy.
     """
 
-    __slots__ = ("dropped", "duration", "in_flight", "lag", "latency", "peak", "samples", "worst")
+    __slots__ = ("dropped", "duration", "in_flight", "lag", "latency", "needed", "peak", "samples", "worst")
 
     def __init__(
         self,
@@ -42,7 +43,9 @@ class Window:
         latency: float = 0.0,
         dropped: int = 0,
         duration: int = 500_000_000,
+        needed: float = 0.0,
     ) -> None:
+        self.needed = needed
         self.duration = duration
         self.lag = lag
         self.worst = max(worst, lag)
@@ -111,6 +114,10 @@ class LagLaw(_Bounded):
     * until the first congestion, where the limit is reached (``peak >= L``) and even the worst lag is below ``T / 4``:
       ``L = 2 L``
 
+    Under ``m > T`` it does not fall below ``min(needed, 16)``. Where most of the lag is the cost of refusing, less of
+    what is admitted makes it no better, and a loop that waits for I/O meanwhile is idle (BBR's product of bandwidth and
+    delay is the same thought; its being a floor, and a low one, is why a wrong estimate does no harm).
+
     A limit that nobody reaches does not grow, so that it means something when it is reached. The step down is bounded,
     so that one strange window costs at most two fifths; it starts from what was really in flight, or a limit that had
     drifted high would take seconds to bite.
@@ -118,6 +125,8 @@ class LagLaw(_Bounded):
     ``target_ns`` is 10 ms by default: each ``await`` queues again behind everybody, so a request pays the lag several
     times, and it has to be far below what its caller will wait.
     """
+
+    NEEDED = 16
 
     def __init__(self, initial: float, least: float, most: float, target_ns: int = 10_000_000) -> None:
         super().__init__(initial, least, most)
@@ -131,7 +140,8 @@ class LagLaw(_Bounded):
         excess = (lag - self.target_ns) / self.target_ns
         if excess > 0:
             self.cold = False
-            return self._move(min(limit, window.peak + 1) * max(0.6, 1 - 0.2 * excess), "lag")
+            lower = min(limit, window.peak + 1) * max(0.6, 1 - 0.2 * excess)
+            return self._move(max(lower, min(limit, window.needed, self.NEEDED)), "lag")
         if self.cold and window.peak >= limit and window.worst * 4 < self.target_ns:
             return self._move(limit * 2, "cold_start")
         if 2 * window.peak >= limit:

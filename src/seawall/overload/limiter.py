@@ -58,8 +58,8 @@ MOST_GROUPS = 64
 MOST_WAITING = 128
 LEAST_WAITING = 8
 LEAST_GROUP = 4
-BEST_FADES = 0.99
-"""By how much the most that was admitted in a window is forgotten with each: half in seven seconds."""
+BEST_FADES = 0.999
+"""By how much the most that was admitted in a window is forgotten with each: half in a minute."""
 
 ADMITTED: Reason = ""
 WAITS: Reason = "waits"
@@ -241,7 +241,7 @@ class Limiter:
         self._groups_start = self._second_start = self._window_start
         self._peak = 0
         self._arrivals = self._admitted = self._crowded = 0
-        self._best = 0.0
+        self._best = self._usual = 0.0
         self._calm = True
         self._crowded_at = 0
         self.refused = 0
@@ -570,7 +570,7 @@ class Limiter:
         self._loop_bound = late * 2 > self.settings.target_ns * len(lags)
         self.lag = lags[len(lags) // 2] if len(lags) > 3 else lags[0]
         self._lags.clear()
-        window = Window(lag=self.lag, worst=lags[-1], peak=self._peak)
+        window = Window(lag=self.lag, worst=lags[-1], peak=self._peak, needed=self._best * self._usual / 1e9)
         if self.settings.algorithm == "aimd":
             window.dropped = sum(group.dropped for group in self.groups)
         if self.settings.algorithm != "gradient2" and self.law.observe(window):
@@ -613,7 +613,10 @@ class Limiter:
         # not over all of the time that they were measured in, and not at its end.
         frozen = self._loop_bound or self._late * 2 > self.settings.target_ns * self._beats
         self._late = self._beats = 0
-        if self.settings.algorithm == "gradient2" and self.law.observe(Group.together(self.groups)):
+        whole = Group.together(self.groups)
+        if self._calm and whole.samples >= LatencyLaw.SAMPLES:
+            self._usual += (whole.latency - self._usual) / (10 if self._usual else 1)
+        if self.settings.algorithm == "gradient2" and self.law.observe(whole):
             self._apply()
         for group in self.groups:
             if group.law is not None and not frozen and group.law.observe(group.window(passed)):
