@@ -211,3 +211,24 @@ def seawall(app: ASGIApp, config: dict[str, Any], **settings: Any) -> ASGIApp:
     from seawall import Seawall
 
     return Seawall(app, config, registry=CollectorRegistry(), **settings)  # type: ignore[no-any-return,unused-ignore]
+
+
+def guarded() -> dict[str, Any]:
+    """Three limits and overload control, with its defaults."""
+    return {**three_limits(), "shedding": {"algorithm": "adaptive"}}
+
+
+def crowded() -> ASGIApp:
+    """Seawall where there is no room: every request is shed before anything is spent."""
+    whole: Any = seawall(bare, guarded())
+    prepared = False
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal prepared
+        if not prepared:
+            prepared = True
+            for group in whole.gate.turnstile.limiter().groups:
+                group.limit = group.in_flight = 1
+        await whole(scope, receive, send)
+
+    return app

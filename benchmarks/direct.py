@@ -36,6 +36,8 @@ LIMITS_1_YIELDING = "limits fixed window, 1 hit, yielding loop"
 
 PREBUILT = "prebuilt 429 at once"
 SEAWALL_REFUSING = "Seawall refusing, 3 limits"
+SEAWALL_GUARDED = "Seawall, 3 limits and overload control, yielding loop"
+SEAWALL_SHEDDING = "Seawall shedding"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,13 @@ SUBJECTS = (
         SEAWALL_3_YIELDING,
         BARE_YIELDING,
         lambda: apps.seawall(apps.bare, apps.three_limits()),
+        yielding=True,
+        ours=True,
+    ),
+    Subject(
+        SEAWALL_GUARDED,
+        SEAWALL_3_YIELDING,
+        lambda: apps.seawall(apps.bare, apps.guarded()),
         yielding=True,
         ours=True,
     ),
@@ -128,6 +137,7 @@ REFUSALS = (
     Subject(
         SEAWALL_REFUSING, PREBUILT, lambda: apps.seawall(apps.bare, apps.three_limits(apps.REJECT)), 429, ours=True
     ),
+    Subject(SEAWALL_SHEDDING, PREBUILT, apps.crowded, 503, ours=True),
     Subject(
         "slowapi ASGI refusing, 3 limits", PREBUILT, lambda: peers.slowapi_app(3, base_http=False, refuse=True), 429
     ),

@@ -80,6 +80,7 @@ def run_direct(effort: Effort, seed: int) -> Part:
         "direct.seawall": direct.SEAWALL_3,
         "direct.seawall_yielding": direct.SEAWALL_3_YIELDING,
         "direct.limits_hit": direct.LIMITS_1_YIELDING,
+        "direct.admission": direct.SEAWALL_GUARDED,
     }
     measured = {short: added[name] for short, name in names.items() if name in added}
     for row in rows:
@@ -117,8 +118,9 @@ def where_we_lose(rows: Sequence[direct.Row]) -> str:
 def run_refusals(effort: Effort, seed: int) -> Part:
     """Part 3: what a 429 costs, over an application that answers one at once."""
     rows = direct.measure(direct.REFUSALS, rounds=effort.rounds, seconds=effort.slot, seed=seed, progress=_progress)
-    added = next((row.added for row in rows if row.name == direct.SEAWALL_REFUSING), None)
-    measured = {"refusals.direct": added.median} if added else {}
+    added = {row.name: row.added.median for row in rows if row.added}
+    names = {"refusals.direct": direct.SEAWALL_REFUSING, "refusals.shed": direct.SEAWALL_SHEDDING}
+    measured = {short: added[name] for short, name in names.items() if name in added}
     return Part({"unit": "us", "rows": rows}, measured, direct.rendered(rows), _broken(rows))
 
 
@@ -343,6 +345,11 @@ def verdicts(measured: Mapping[str, float]) -> list[Verdict]:
     refusing = measured.get("server.Seawall refusing")
     found.append(Verdict("g", "refusal over the server's floor, uvicorn, processor time", refusing, 10.0, "us"))
     found.append(Verdict("g", "refusal over a prebuilt 429, direct call", measured.get("refusals.direct"), 10.0, "us"))
+    admission = measured.get("direct.admission")
+    found.append(Verdict("h", "overload control, over the same without, yielding loop", admission, 5.0, "us"))
+    found.append(
+        Verdict("h", "shed request over a prebuilt answer, direct call", measured.get("refusals.shed"), 10.0, "us")
+    )
     return found
 
 

@@ -152,12 +152,14 @@ GOOD = {
     "memory.backend.UUID": 206.0,
     "refusals.direct": 8.0,
     "server.Seawall refusing": 9.0,
+    "direct.admission": 3.0,
+    "refusals.shed": 9.0,
 }
 
 
 def test_every_bar_is_held_by_numbers_below_it() -> None:
     found = overhead.verdicts(GOOD)
-    assert [verdict.name for verdict in found] == list("abcddddeeeefgg")
+    assert [verdict.name for verdict in found] == list("abcddddeeeefgghh")
     assert {verdict.outcome for verdict in found} == {"held"}
 
 
@@ -167,6 +169,8 @@ def test_every_bar_is_held_by_numbers_below_it() -> None:
         ("direct.seawall", 10.1, "a"),
         ("direct.seawall_yielding", 7.1, "b"),
         ("direct.times_floor", 4.1, "c"),
+        ("direct.admission", 5.1, "h"),
+        ("refusals.shed", 10.1, "h"),
         ("keys.backend.hot.1000000", 1.31, "d"),
         ("keys.stack.uniform.1000000", 2.51, "d"),
         ("growth.stack gc on", 1_001.0, "e"),
@@ -259,7 +263,7 @@ def test_a_quick_run_measures_and_writes_its_report(tmp_path: Path) -> None:
     rows = {row["name"]: row for row in report["parts"]["direct"]["rows"]}
     assert rows[direct.FLOOR]["added"]["median"] > 0
     assert rows[direct.SEAWALL_3]["headers"] == 2
-    assert {verdict["name"] for verdict in report["verdicts"]} == set("abcdefg")
+    assert {verdict["name"] for verdict in report["verdicts"]} == set("abcdefgh")
     for subject in direct.SUBJECTS:  # a peer that is not installed says so, and is not left out
         assert rows[subject.name]["total"] or rows[subject.name]["failure"].startswith("failed: ")
 
