@@ -77,6 +77,7 @@ class Watched(Seawall):
         return {"limit": self.limiter.limit, "rule": self.limiter.groups[RULE].limit}
 
 
+@functools.cache
 def attacked(
     name: str, rule: int, *, limit: int | None = None, level: float = 0.6, storm: float | None = None
 ) -> tuple[Run, Loop]:
@@ -105,9 +106,9 @@ def between(run: Run, start: int, end: int, *names: str) -> list[float]:
 
 
 @functools.cache
-def optimum(name: str, rule: int) -> int:
+def optimum(name: str) -> int:
     """The largest fixed limit with which honest callers get 95 % of what they get with the best one."""
-    found = {limit: attacked(name, rule, limit=limit)[0].goodput(BEGINS + S, ENDS, {HONEST}) for limit in FIXED}
+    found = {limit: attacked(name, RULE, limit=limit)[0].goodput(BEGINS + S, ENDS, {HONEST}) for limit in FIXED}
     return max(limit for limit, goodput in found.items() if goodput >= 0.95 * max(found.values()))
 
 
@@ -115,7 +116,7 @@ def optimum(name: str, rule: int) -> int:
 @pytest.mark.parametrize("name", ["ignored", "failing", "heavy"])
 def test_an_attacker_cannot_push_the_limit_out_of_its_bounds(name: str, rule: int) -> None:
     """D14: between the floor and twice the true optimum, from a second after its beginning."""
-    best = optimum(name, rule)
+    best = optimum(name)
     assert best < FIXED[-1]  # there is one, or this proved nothing
     run, _ = attacked(name, rule)
     limits = between(run, BEGINS + S, ENDS, "limit", "rule")
