@@ -587,6 +587,29 @@ def test_a_class_without_a_share_waits_until_nobody_is_more_important() -> None:
         assert low.state == WAITING
 
 
+def test_what_was_used_fades_while_there_is_overload() -> None:
+    """By a tenth a window: who was heavy three seconds ago is as good as anybody."""
+    service = fixed(1)
+    (running,) = service.fill(1)
+
+    def serve(owner: str, count: int) -> None:
+        nonlocal running
+        for _ in range(count):
+            claim = service.arrive(1, owner)[0]
+            service.end(running)
+            service.loop.settle()
+            assert claim.state == RUNNING
+            running = claim
+            service.loop.run(20 * MS)
+
+    serve("heavy", 50)
+    serve("other", 25)
+    used = service.limiter.usage
+    assert used.of("heavy") < used.of("other")
+    serve("other", 150)
+    assert used.of("heavy") < used.of("other") / 20
+
+
 # How long one waits
 
 
@@ -682,6 +705,36 @@ def test_a_new_pass_lets_in_again_one_by_one() -> None:
         assert served <= len(started) <= 2 * served
     service.loop.settle()
     assert [claim.state for claim in waiting] == [RUNNING] * 5
+
+
+def test_a_pass_grants_one_and_the_next_one_another_while_there_is_room() -> None:
+    """Also where those who were let in have not begun yet."""
+    service = adaptive()
+    first = service.claim()
+    assert service.ask(first) is ADMITTED
+    service.loop.clock.advance_ns(6 * MS)
+    service.end(first)
+    waiting = [service.arrive()[0] for _ in range(4)]
+    service.begin = lambda claim: None  # type: ignore[method-assign]
+    for granted in range(1, 5):
+        service.loop.iterate()
+        assert [claim.state for claim in waiting].count(GRANTED) == granted
+    assert service.limiter.in_flight == 4
+
+
+def test_whoever_begins_passes_on_what_room_is_left() -> None:
+    """In chains and not in bursts: one for each, at once."""
+    service = fixed(1)
+    (held,) = service.fill(1)
+    waiting = [service.arrive()[0] for _ in range(4)]
+    service.limiter.limit = 3
+    service.end(held)
+    assert [claim.state for claim in waiting] == [GRANTED, WAITING, WAITING, WAITING]
+    service.begin(waiting[0])
+    assert [claim.state for claim in waiting] == [RUNNING, GRANTED, WAITING, WAITING]
+    service.begin(waiting[1])
+    service.begin(waiting[2])
+    assert [claim.state for claim in waiting] == [RUNNING, RUNNING, RUNNING, WAITING]
 
 
 def test_after_a_long_pass_everybody_waits_for_the_next() -> None:
