@@ -561,10 +561,7 @@ def test_an_error_of_the_shedder_admits(
     assert outcomes(registry) == {"allowed": 4, "shed": 1}
 
 
-@pytest.mark.parametrize(
-    "method",
-    ["release", pytest.param("announce", marks=pytest.mark.xfail(reason="defect: what a refusal announces is a 500"))],
-)
+@pytest.mark.parametrize("method", ["release", "announce"])
 def test_an_error_of_the_shedder_is_no_error_of_the_service(
     method: str, clock: ManualClock, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -912,7 +909,6 @@ def test_the_policy_of_a_rejection_is_named_where_one_is_to_blame(
     }
 
 
-@pytest.mark.xfail(reason="defect: remembered by the policy alone, so the first reason of 'streams' names all others")
 def test_a_rejection_is_counted_under_its_own_reason(clock: ManualClock, registry: CollectorRegistry) -> None:
     shell = streaming(clock, registry, max=2, max_per_tenant=1)
     streams = [Held(shell, "/events", state={"tenant": "a"})]
@@ -1269,7 +1265,6 @@ async def test_who_has_answered_already_may_read_as_slowly_as_it_likes(
     rests(upload.shell, registry)
 
 
-@pytest.mark.xfail(reason="defect: its time runs while it waits, and the disconnect that ends it is taken for its own")
 async def test_a_slow_body_that_waits_for_a_permit_is_answered_in_any_case(
     clock: ManualClock, registry: CollectorRegistry
 ) -> None:

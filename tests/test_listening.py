@@ -21,6 +21,7 @@ def part(body: bytes = b"part") -> Message:
 def waiting(receive: Receive, **scope: Any) -> Exchange:
     """An exchange of which only the half that receives is made."""
     exchange = Exchange.__new__(Exchange)
+    exchange.late = False
     exchange.receive = receive
     exchange.scope = {"type": "http", "headers": [], **scope}
     return exchange

@@ -252,7 +252,6 @@ def test_without_samples_it_relaxes() -> None:
     )
 
 
-@pytest.mark.xfail(reason="defect: closing says that the limit has changed, also where the bounds keep it as it is")
 @pytest.mark.parametrize("most", [4, 10])
 def test_a_law_that_its_bounds_keep_open_does_not_say_that_it_has_changed(most: int) -> None:
     law = learned(10, most)
@@ -426,7 +425,6 @@ CONGESTED = st.builds(
 DROPS = Window(peak=5, dropped=20, duration=WINDOW)
 
 
-@pytest.mark.xfail(reason="defect: at its floor N cannot fall, which counts as a step down that has helped")
 @given(st.lists(CONGESTED, max_size=15), st.floats(1, 100), st.integers(8, 500))
 @example([DROPS], 10.0, 8)
 def test_whatever_has_happened_a_law_makes_room_for_a_steady_demand(

@@ -687,15 +687,11 @@ class Crowd:
         assert sum(outcomes(self.registry).values()) == 3
 
 
-LOST = pytest.mark.xfail(reason="defect: an error while its caller is looked for, or while it waits, loses the permit")
-
-
 @pytest.mark.parametrize(
     ("kind", "throw"),
     [
         *((kind, asyncio.CancelledError) for kind in ("plain", "stream", "websocket", "shadow")),
-        *(pytest.param(kind, RuntimeError, marks=LOST) for kind in ("plain", "stream", "websocket")),
-        ("shadow", RuntimeError),
+        *((kind, RuntimeError) for kind in ("plain", "stream", "websocket", "shadow")),
     ],
 )
 async def test_whatever_is_thrown_wherever_it_waits_the_permit_comes_back(
@@ -734,16 +730,7 @@ async def test_a_request_that_is_cancelled_while_it_waits_is_counted_as_that() -
     assert waits == {("normal", "cancelled"): 1}
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "uvicorn",
-        pytest.param(
-            "other servers",
-            marks=pytest.mark.xfail(reason="defect: _Ahead -> its task -> its CancelledError -> traceback -> _Ahead"),
-        ),
-    ],
-)
+@pytest.mark.parametrize("kind", ["uvicorn", "other servers"])
 async def test_who_has_waited_leaves_nothing_for_the_garbage_collector(kind: str) -> None:
     """Thousands of cycles a second are a pause of every request in turn, and most of all under overload."""
     crowd = Crowd("plain")

@@ -330,11 +330,13 @@ class Exchange(Ticket):
             return bool(known)
         if self.scope["type"] != "http":
             return False
+        if self.late:
+            return False  # it is answered: 408
         if type(source) is not _Ahead:
             source = _Ahead(receive)
             self.receive = source.receive
             await source.begin()
-        return source.has_ended()
+        return source.has_ended() and not self.late
 
     def spent(self, *, shown: bool = False) -> list[Spent]:
         """Everything that was spent for this request; ``shown`` leaves out what is in shadow mode."""
@@ -431,9 +433,14 @@ class _Ahead:
         self._kept: deque[Message] = deque()
         self._looking = True
         self._reader: Task[None] | None = create_task(self._read())
+        # Or its traceback, where it is cancelled, would keep all of this for the garbage collector.
+        self._reader.add_done_callback(self._forget)
         request = current_task()
         if request is not None:
             request.add_done_callback(partial(_cancel, self._reader))
+
+    def _forget(self, _reader: Task[None]) -> None:
+        self._reader = None
 
     async def begin(self) -> None:
         """Let the server say what it knows already."""

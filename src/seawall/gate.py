@@ -121,7 +121,7 @@ class Lane:
     def __init__(self, terms: Terms, cells: Cells) -> None:
         self.terms = terms
         self._cells = cells
-        self._rejections: dict[str, int] = {}
+        self._rejections: dict[tuple[str, str], int] = {}
         self.enforced = terms.enforced
         self.admitted = EXEMPT if terms.mode is Mode.OFF else ALLOWED
         self.others: dict[str, Lane] = {}
@@ -153,10 +153,12 @@ class Lane:
         terms = self.terms
         spec = REJECTIONS if denied.enforced else SHADOW_REJECTIONS
         policy = denied.waits[0][0] if denied.waits else denied.reason
-        at = self._rejections.get(policy)
+        at = self._rejections.get((denied.reason, policy))
         if at is None:
             name = policy if denied.waits else ""
-            at = self._rejections[policy] = self._cells.index(spec, denied.reason, name, terms.plan, terms.priority)
+            at = self._rejections[denied.reason, policy] = self._cells.index(
+                spec, denied.reason, name, terms.plan, terms.priority
+            )
         self._cells.values[at] += 1
 
 

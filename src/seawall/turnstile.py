@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from asyncio import AbstractEventLoop, Future, _get_running_loop
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from time import process_time_ns
 from typing import Any, final
@@ -194,6 +195,8 @@ class Entrance:
                     ticket.held = True
                     return None
         except Exception:
+            with suppress(Exception):
+                limiter.release(ticket, Outcome.IGNORED, self._clock())
             _broken(ticket)
             return None
         except BaseException:  # cancelled
@@ -202,7 +205,11 @@ class Entrance:
         return self._refused(ticket, limiter, reason)
 
     def _refused(self, ticket: Ticket, limiter: Limiter, reason: Reason) -> Denied:
-        after = None if reason is EXPIRED else limiter.announce(ticket.klass, self._random)
+        try:
+            after = None if reason is EXPIRED else limiter.announce(ticket.klass, self._random)
+        except Exception:
+            _broken(ticket)
+            after = 1
         return shed(ticket, reason, after, self._status)
 
     def settle(self, ticket: Ticket, outcome: Outcome, *, refund: bool) -> None:

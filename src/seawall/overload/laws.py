@@ -212,9 +212,10 @@ class LatencyLaw(_Bounded):
         if self._settled < 2 * latency:
             return False
         if self._step is None:
-            self.baseline += min(0.0, latency - self.baseline) / 5
+            self.baseline += min(0.0, latency - self.baseline) / 5 if self.baseline else latency
             return self._relax(window) if latency <= self.baseline * 1.3 else self._down(0.8, in_flight, latency)
-        if self._helped(self._step, in_flight, latency):
+        # At the floor nothing can be found out by sending less.
+        if self.limit > self.least and self._helped(self._step, in_flight, latency):
             self.knee = self._step[0] or inf
             return self._down(0.5 if latency > self._usual * 20 else 0.8, in_flight, latency)
         self.baseline = latency
@@ -233,7 +234,9 @@ class LatencyLaw(_Bounded):
             self.baseline += (latency - self.baseline) / (20 if latency > self.baseline else 5)
             return False
         self._usual = self.baseline
-        self._down(peak / 2 / self.limit, in_flight, latency)
+        if not self._down(peak / 2 / self.limit, in_flight, latency):
+            self._step = None
+            return False
         # What is under way grows faster here than what ends can tell, so nothing is compared with this window.
         self._step = (0.0, 0.0)
         return True
