@@ -53,6 +53,13 @@ CODES: Mapping[str, str] = {
     "W010": "an override equal to the plan",
     "W011": "API keys that nothing reads",
     "W012": "everybody is exempt",
+    "W013": "a wait longer than callers have patience",
+    "W014": "shares that leave nothing",
+    "W015": "a priority header that cannot do what it is for",
+    "W016": "a class that nobody is of",
+    "W017": "a fixed limit that nobody has chosen",
+    "W018": "an order that has no effect",
+    "W019": "a lag that requests pay several times",
     "W100": "checked, but not enforced by this version",
 }
 """Every code there is. A code keeps its meaning for ever; E are errors, W warnings."""
