@@ -164,15 +164,14 @@ class Terms:
 class Ticket(Claim):
     """One request on its way through the gate: who it is, what holds for it, what it has taken.
 
-    ``address`` is the key of the client's address, ``resolved`` when first needed. ``arrived`` is the instant of its
-    arrival. ``charged`` and ``verdict`` are what the spending stage took, ``permit`` what the concurrency stage did,
-    ``stream`` what the streams' did, ``limiter`` who has to be told of its end. A stage that took what must be given
-    back in any case sets ``held``; a request that holds nothing is not settled.
+    ``address`` is the key of the client's address, ``resolved`` when first needed. ``charged`` and ``verdict`` are what
+    the spending stage took, ``permit`` what the concurrency stage did, ``stream`` what the streams' did, ``limiter``
+    who has to be told of its end. A stage that took what must be given back in any case sets ``held``; a request that
+    holds nothing is not settled.
     """
 
     __slots__ = (
         "_resolve",
-        "arrived",
         "charged",
         "held",
         "limiter",
@@ -207,7 +206,6 @@ class Ticket(Claim):
         self.permit: Key | None = None
         self.stream: tuple[str, Key] | None = None
         self.limiter: Limiter | None = None
-        self.arrived = 0
         self.deadline = 0
         self.klass = terms.klass
         self.group = terms.group

@@ -205,7 +205,7 @@ class Middleware:
         if hint is not None:
             lane = gate.hinted(lane, hint)
 
-        exchange = Exchange(self, lane, tenant, principal, address, scope, receive, send, started)
+        exchange = Exchange(self, lane, tenant, principal, address, scope, receive, send)
         if hint is not None:
             exchange.deadline = gate.deadline(hint)
         if gate.body_timeout is not None and kind == "http":

@@ -219,8 +219,9 @@ class Limiter:
         self._credits = [0.0] * len(settings.classes)
         self._shares = [one.min_share for one in settings.classes]
         self._shared = any(self._shares)
+        self._first = 0 if len(settings.classes) > 1 else -1
         self.patience = [
-            one.timeout_ns or (30 * target if klass == 0 and len(settings.classes) > 1 else PATIENCE_NS)
+            one.timeout_ns or (30 * target if klass == self._first else PATIENCE_NS)
             for klass, one in enumerate(settings.classes)
         ]
         # A limit that somebody has fixed is the only one that holds.
@@ -257,12 +258,7 @@ class Limiter:
     def screen(self, claim: Claim, now: int) -> Reason:
         """Whether ``claim`` is to be refused before anything is done for it: the reason, or ``ADMITTED``."""
         self._arrivals += 1
-        if not self._pass_booked and self.timers is not None:
-            self._pass_booked = True
-            self._pass_start = now
-            self.timers.call_soon(self._end_pass)
-        if self._beat is None and self.timers is not None:
-            self._start_beat(now)
+        self._wind_up(now)
         group = self.groups[claim.group]
         if group.in_flight >= group.limit:
             return self._refuse(claim, OVERLOAD, now)
@@ -293,17 +289,13 @@ class Limiter:
         """Let ``claim`` in (``ADMITTED``), or have it wait (``WAITS``); otherwise the reason to refuse it."""
         if claim.deadline and now >= claim.deadline:
             return EXPIRED
-        in_flight = self.in_flight
         group = self.groups[claim.group]
         if self._has_room(now) and group.in_flight < group.limit:
-            self.in_flight = in_flight + 1
-            if in_flight >= self._peak:
-                self._peak = in_flight + 1
             claim.since = now
             claim.state = RUNNING
+            self._admit(claim, group)
             if self._beat is None:
                 self._start_beat(now)  # a backend was asked for longer than the last one took
-            self._admit(claim, group)
             return ADMITTED
         return self._wait(claim, group, now)
 
@@ -321,24 +313,19 @@ class Limiter:
             self._crowded += 1
             if not self._displaces(claim):
                 return self._refuse(claim, QUEUE_FULL, now)
-            worst = self._worst()
+            worst = line.worst()
             line.remove(worst)
             self._turn_away(worst, QUEUE_FULL, now)
         claim.since = now
         claim.state = WAITING
         line.add(claim, now)
-        if not self._pass_booked:
-            self._book_pass(now)
-        if self._beat is None:
-            self._start_beat(now)
+        self._wind_up(now)
         return WAITS
 
     def force(self, claim: Claim, now: int) -> Reason:
         """Let ``claim`` in whatever the limit is, for who only watches; the reason for which it would be refused."""
         group = self.groups[claim.group]
         crowded = self.in_flight >= self.limit + self._most_waiting(claim.klass)
-        self.in_flight += 1
-        self._peak = max(self._peak, self.in_flight)
         claim.since = now
         claim.state = RUNNING
         self._admit(claim, group)
@@ -387,16 +374,13 @@ class Limiter:
 
     def _most_waiting(self, klass: int) -> int:
         """How long the line may be for one more of a class. For the first of several it is time alone that counts."""
-        if klass == 0 and len(self._credits) > 1:
+        if klass == self._first:
             return MOST_WAITING
         return min(max(LEAST_WAITING, 2 * self.limit), MOST_WAITING)
 
-    def _worst(self) -> Claim:
-        return self.line.worst()
-
     def _displaces(self, claim: Claim) -> bool:
         """Whether ``claim`` is worth more than the worst that waits."""
-        worst = self._worst()
+        worst = self.line.worst()
         if claim.klass != worst.klass:
             return claim.klass < worst.klass or self._credits[claim.klass] >= 1
         used = self.usage.of
@@ -411,15 +395,13 @@ class Limiter:
         while self.in_flight < self.limit and line:
             klass = self._next_class()
             claim = line.take(klass, newest=self._stands(klass, now))
-            reason = self._hopeless(claim, now)
+            group = self.groups[claim.group]
+            reason = self._too_late(claim, now) or (OVERLOAD if group.in_flight >= group.limit else "")
             if reason:
                 self._turn_away(claim, reason, now)
                 continue
-            self.in_flight += 1
-            if self.in_flight > self._peak:
-                self._peak = self.in_flight
             claim.state = GRANTED
-            self._admit(claim, self.groups[claim.group])
+            self._admit(claim, group)
             if self._waited is not None:
                 self._waited(klass, now - claim.since, "admitted")
             claim.wake(ADMITTED)
@@ -434,21 +416,17 @@ class Limiter:
                     return klass
         return next(klass for klass, length in enumerate(lengths) if length)
 
-    def _hopeless(self, claim: Claim, now: int) -> Reason:
-        """Why a waiter is not let in any more."""
+    def _too_late(self, claim: Claim, now: int) -> Reason:
+        """Why a waiter has waited long enough, or ``""``."""
         if claim.deadline and now >= claim.deadline:
             return EXPIRED
-        if now - claim.since > self._allowed(claim, now):
-            self._crowded += 1
-            return QUEUE_TIMEOUT
-        group = self.groups[claim.group]
-        return OVERLOAD if group.in_flight >= group.limit else ""
+        return QUEUE_TIMEOUT if now - claim.since > self._allowed(claim, now) else ""
 
     def _allowed(self, claim: Claim, now: int) -> int:
         """How long a waiter may wait."""
         klass = claim.klass
         patience = self.patience[klass]
-        if klass == 0 and len(self._credits) > 1:
+        if klass == self._first:
             if claim.deadline:
                 patience = min(patience, (claim.deadline - claim.since) // 4)
         elif self._stands(klass, now) and self.settings.classes[klass].timeout_ns is None:
@@ -457,18 +435,15 @@ class Limiter:
 
     def _sweep(self, now: int) -> None:
         """Refuse who has waited long enough."""
-        for claim in [claim for claim in self.line if self._hopeless_by_time(claim, now)]:
+        late = [(claim, reason) for claim in self.line if (reason := self._too_late(claim, now))]
+        for claim, reason in late:
             self.line.remove(claim)
-            reason = EXPIRED if claim.deadline and now >= claim.deadline else QUEUE_TIMEOUT
-            self._crowded += reason is QUEUE_TIMEOUT
             self._turn_away(claim, reason, now)
-
-    def _hopeless_by_time(self, claim: Claim, now: int) -> bool:
-        return (claim.deadline != 0 and now >= claim.deadline) or now - claim.since > self._allowed(claim, now)
 
     def _turn_away(self, claim: Claim, reason: Reason, now: int) -> None:
         """Refuse one that waited."""
         claim.state = DONE
+        self._crowded += reason is QUEUE_TIMEOUT
         self._refuse(claim, reason, now)
         if self._waited is not None:
             self._waited(claim.klass, now - claim.since, reason)
@@ -483,6 +458,9 @@ class Limiter:
 
     def _admit(self, claim: Claim, group: Group) -> None:
         self._admitted += 1
+        self.in_flight += 1
+        if self.in_flight > self._peak:
+            self._peak = self.in_flight
         group.in_flight += 1
         if group.in_flight > group.peak:
             group.peak = group.in_flight
@@ -499,12 +477,19 @@ class Limiter:
 
     # The loop
 
-    def _book_pass(self, now: int) -> None:
+    def _wind_up(self, now: int) -> None:
+        """Have this pass end and the heart beat: there is somebody to do it for."""
         if self.timers is None:
             return
+        if not self._pass_booked:
+            self._book_pass(self.timers, now)
+        if self._beat is None:
+            self._start_beat(now)
+
+    def _book_pass(self, timers: Timers, now: int) -> None:
         self._pass_booked = True
         self._pass_start = now
-        self.timers.call_soon(self._end_pass)
+        timers.call_soon(self._end_pass)
 
     def _end_pass(self) -> None:
         now = self._clock()
@@ -514,8 +499,8 @@ class Limiter:
         if self._calm or not self.line:
             return
         self._grant(now)
-        if self.line and self.in_flight < self.limit:
-            self._book_pass(now)
+        if self.timers is not None and self.line and self.in_flight < self.limit:
+            self._book_pass(self.timers, now)
 
     def _start_beat(self, now: int) -> None:
         if now - self._window_start > CALM_NS and not self.in_flight and not self.line:

@@ -74,10 +74,6 @@ class Usage:
             kept = sorted(self._used.items(), key=lambda item: item[1], reverse=True)[: self._most // 2]
             self._used = dict(kept)
 
-    def ranking(self) -> list[float]:
-        """What owners have used, the least first."""
-        return sorted(self._used.values())
-
     def clear(self) -> None:
         self._used.clear()
         self._weight = 1.0
