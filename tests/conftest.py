@@ -1,15 +1,15 @@
-"""How the whole suite runs: the settings of Hypothesis, and the list of what was left out."""
+"""How the whole suite runs: the settings of Hypothesis, what many files share, and the list of what was left out."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import HealthCheck, settings
+from prometheus_client import CollectorRegistry
 
-if TYPE_CHECKING:
-    import pytest
+from seawall.testing import ManualClock
 
 # "ci" finds the same on every machine and every time. "dev" looks for something new, "night" looks long:
 #   HYPOTHESIS_PROFILE=night make test
@@ -25,6 +25,18 @@ settings.register_profile(
 settings.register_profile("dev", deadline=None, max_examples=300, print_blob=True)
 settings.register_profile("night", settings.get_profile("dev"), max_examples=10_000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    """A clock that stands at noon of a day without surprises."""
+    return ManualClock("2026-03-04T12:00:00Z")
+
+
+@pytest.fixture
+def registry() -> CollectorRegistry:
+    """Where one test publishes, and no other."""
+    return CollectorRegistry()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -349,11 +349,6 @@ def clock() -> ManualClock:
     return ManualClock()
 
 
-@pytest.fixture
-def registry() -> CollectorRegistry:
-    return CollectorRegistry()
-
-
 async def raises(scope: Scope, receive: Receive, send: Send) -> None:
     raise LookupError("a bug")
 

@@ -37,11 +37,6 @@ def clock() -> ManualClock:
     return ManualClock()
 
 
-@pytest.fixture
-def registry() -> CollectorRegistry:
-    return CollectorRegistry()
-
-
 def application(clock: ManualClock, registry: CollectorRegistry, **changes: Any) -> FastAPI:
     """Every kind of route that an application may have, behind two requests a minute for each address."""
     app = FastAPI()

@@ -59,16 +59,6 @@ def _fresh() -> None:
     reset()
 
 
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock("2026-03-04T12:00:00Z")
-
-
-@pytest.fixture
-def registry() -> CollectorRegistry:
-    return CollectorRegistry()
-
-
 def fixed(limit: int = 1, **more: Any) -> dict[str, Any]:
     return {"algorithm": "fixed", "limit": {"initial": limit, "min": 1, "max": limit}, **more}
 

@@ -48,16 +48,6 @@ def _fresh() -> None:
     reset()
 
 
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock("2026-03-04T12:00:00Z")
-
-
-@pytest.fixture
-def registry() -> CollectorRegistry:
-    return CollectorRegistry()
-
-
 # limit
 
 

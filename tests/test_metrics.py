@@ -62,16 +62,6 @@ def _fresh() -> None:
     reset()
 
 
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock("2026-03-04T12:00:00Z")
-
-
-@pytest.fixture
-def registry() -> CollectorRegistry:
-    return CollectorRegistry()
-
-
 def served(**changes: Any) -> dict[str, Any]:
     """A configuration that serves metrics to the test client."""
     return {"metrics": {"path": "/metrics", "allow": ["192.0.2.1"], **changes}}

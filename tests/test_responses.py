@@ -30,11 +30,6 @@ def _fresh() -> None:
     reset()
 
 
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock("2026-03-04T12:00:00Z")
-
-
 def no_jitter() -> float:
     return 0.0
 

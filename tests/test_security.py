@@ -33,16 +33,6 @@ def _fresh() -> None:
     reset()
 
 
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock("2026-03-04T12:00:00Z")
-
-
-@pytest.fixture
-def registry() -> CollectorRegistry:
-    return CollectorRegistry()
-
-
 VICTIM = config(
     identity={"tenant": [{"api_key": {"header": "X-API-Key"}}, {"state": "tenant_id"}]},
     plans={"pro": {"rate": "5/minute", "quota": "20/day"}, "anonymous": {"rate": "3/minute"}},

@@ -55,11 +55,6 @@ def server(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture
-def registry() -> CollectorRegistry:
-    return CollectorRegistry()
-
-
 @contextmanager
 def serving(app: ASGIApp, server: str) -> Iterator[int]:
     """A server on a free port of the loopback, which is gone when the block ends."""
