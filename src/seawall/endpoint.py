@@ -97,7 +97,9 @@ class Limit:
         entries = checks.entries
         gate, lane = visit.gate, visit.lane
         pending = gate.backend.spend(charges_of(visit, [(e.meter, e.whose, e.cost) for e in entries]))
-        verdict = pending if isinstance(pending, Verdict) else await pending
+        verdict = pending if pending is None or isinstance(pending, Verdict) else await pending
+        if verdict is None:
+            return
         checks.count(verdict, gate.cells.values)
         if lane.enforced:
             exchange.add(entries, verdict, gate.backend)

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 from typing import Literal, TypeAlias, final
 
+from seawall.backends import Failure
 from seawall.decision import Mode
 from seawall.rate import Quota, Rate
 
 Network: TypeAlias = IPv4Network | IPv6Network
-Failure: TypeAlias = Literal["local", "allow", "deny"]
 Per: TypeAlias = tuple[str, ...]
 """Whose bucket: any of ``client_ip``, ``tenant``, ``global``, ``state:NAME``, together."""
 

@@ -7,12 +7,20 @@ It hands out a `Meter` for each limit when a policy is compiled, so that a decis
 from __future__ import annotations
 
 from collections.abc import Awaitable, Sequence
-from typing import Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 from seawall.rate import Quota, Rate
 
 Key: TypeAlias = str | bytes
 """Whose bucket it is: a tenant's id as text, an address or a combination as bytes."""
+
+Failure: TypeAlias = Literal["local", "allow", "deny"]
+"""Who decides while the store of a shared backend is away: this process for its share of the limit, or nobody, and
+then everything is let in or nothing is."""
+
+CALL_RESULTS = ("ok", "timeout", "connection", "error", "mismatch")
+"""How a call to a shared store may end: answered in time, not in time, not connected (any more), answered with an
+error, answered with what is no answer to it."""
 
 LISTED = "tenant"
 """The store of the tenants that the configuration lists: bounded by it, hence neither capped nor evicted."""
@@ -79,15 +87,19 @@ class Backend(Protocol):
         """The meter for a limit. Called when a policy is compiled, never on the request path."""
         ...
 
-    def spend(self, charges: Sequence[Charge]) -> Verdict | Awaitable[Verdict]:
-        """Take all of ``charges``, or none of them. A cost of 0 is a peek."""
+    def spend(self, charges: Sequence[Charge]) -> Verdict | None | Awaitable[Verdict | None]:
+        """Take all of ``charges``, or none of them. A cost of 0 is a peek.
+
+        The answer is a `Verdict`; only a `SharedBackend` may know none.
+        """
         ...
 
     def debit(self, charges: Sequence[Charge]) -> Sequence[int]:
         """Take ``charges`` without asking, and without waiting for anything.
 
         Buckets go into debt by at most one burst, quotas count all of it. Returns what was taken of each for certain,
-        which is what may be given back.
+        which is what may be given back, as a list that a backend across a network completes when it knows: zeros until
+        then, and for ever where it never does. So the list is kept, and read when something is to be given back.
         """
         ...
 
@@ -104,4 +116,50 @@ class Backend(Protocol):
 
     async def aclose(self) -> None:
         """Release connections. A backend is not used afterwards."""
+        ...
+
+
+class Observer(Protocol):
+    """What counts how a shared backend fares. Called on the request path: it neither waits nor raises."""
+
+    def called(self, result: str, took: int) -> None:
+        """The store was called: one of `CALL_RESULTS`, after ``took`` nanoseconds."""
+        ...
+
+    def fell_back(self, action: Failure) -> None:
+        """A request was decided on without the store, which was away."""
+        ...
+
+
+@runtime_checkable
+class SharedBackend(Backend, Protocol):
+    """A backend whose state is in a store that other processes use as well, and that may be away.
+
+    It answers within its time-out, whatever the store does, and its functions never raise because of the store.
+    """
+
+    on_failure: Failure
+    """What holds for requests whose rule says nothing."""
+
+    up: bool
+    """Whether the store is asked: not while it is known to be away."""
+
+    observer: Observer | None
+    """Who is told of calls and of decisions without the store. Set before the first request, by whoever counts."""
+
+    def spend(
+        self, charges: Sequence[Charge], failure: Failure | None = None
+    ) -> Verdict | None | Awaitable[Verdict | None]:
+        """Take all of ``charges``, or none of them; while the store is away, what ``failure`` says.
+
+        ``local`` is answered with a `Verdict` about this process's share, ``allow`` and ``deny`` with ``None``: nothing
+        was taken, and nobody knows what is left. Without ``failure`` it is ``on_failure``.
+        """
+        ...
+
+    def open(self) -> None:
+        """Begin to connect, on the running loop. Waits for nothing and raises nothing, safe twice.
+
+        Not needed: the first `spend` connects as well, but pays for it.
+        """
         ...
