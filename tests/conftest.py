@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
 from prometheus_client import CollectorRegistry
 
 from seawall.testing import ManualClock
+from stores import Server, standalone
 
 # "ci" finds the same on every machine and every time. "dev" looks for something new, "night" looks long:
 #   HYPOTHESIS_PROFILE=night make test
@@ -53,3 +55,19 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.write_sep("-", f"left out: {reasons.total()} tests")
     for reason, count in reasons.most_common():
         terminalreporter.write_line(f"{count:5} {reason}")
+
+
+@pytest.fixture(scope="session")
+def valkey() -> Iterator[Server]:
+    """One server for all tests; use `store`, which is the same one, without what the tests before left in it."""
+    with standalone() as server:
+        yield server
+
+
+@pytest.fixture
+def store(valkey: Server) -> Server:
+    """A server with no keys, no scripts and no statistics."""
+    valkey.command("FLUSHALL")
+    valkey.command("SCRIPT", "FLUSH")
+    valkey.command("CONFIG", "RESETSTAT")
+    return valkey
