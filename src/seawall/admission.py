@@ -16,7 +16,7 @@ from hashlib import blake2b
 from typing import Any, Literal, Protocol, TypeAlias, final
 from uuid import UUID
 
-from seawall.backends import LISTED, Backend, Charge, Key, Meter, Verdict
+from seawall.backends import LISTED, Backend, Charge, Failure, Key, Meter, Verdict
 from seawall.decision import NEVER, Mode, Outcome
 from seawall.overload.limiter import MOST_GROUPS, Limiter
 from seawall.overload.queue import DONE, Claim
@@ -116,7 +116,8 @@ class Terms:
 
     ``klass`` is the position of the priority, ``group`` that of the rule among those whose latency is told apart (the
     last one is all further rules together). ``enforced`` is whether the caller's limits are, ``guarded`` whether the
-    service is protected from it.
+    service is protected from it. ``failure`` is what the rule says of a shared backend that is away, ``None`` for
+    nothing.
     """
 
     __slots__ = (
@@ -124,6 +125,7 @@ class Terms:
         "concurrency",
         "enforced",
         "entries",
+        "failure",
         "group",
         "guarded",
         "klass",
@@ -158,6 +160,7 @@ class Terms:
         self.group = group
         self.enforced = mode is Mode.ENFORCE
         self.guarded = guarded
+        self.failure: Failure | None = route.on_backend_failure
         self.charges = tuple((entry.meter, entry.whose, entry.cost) for entry in entries)
 
 

@@ -516,8 +516,8 @@ class Middleware:
 class LimitExceeded(HTTPException):
     """What `seawall.limit` raises. Applications need not catch it: whatever they answer, the refusal is sent."""
 
-    def __init__(self) -> None:
-        super().__init__(CALLER, "rate limit exceeded")
+    def __init__(self, status: int = CALLER) -> None:
+        super().__init__(status, "rate limit exceeded" if status == CALLER else "rate limit not checked")
 
 
 def _is_refusal(error: BaseException) -> bool:

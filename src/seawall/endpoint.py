@@ -96,20 +96,22 @@ class Limit:
         checks = self._checks(visit)
         entries = checks.entries
         gate, lane = visit.gate, visit.lane
-        pending = gate.backend.spend(charges_of(visit, [(e.meter, e.whose, e.cost) for e in entries]))
+        pending = gate.spend(charges_of(visit, [(e.meter, e.whose, e.cost) for e in entries]), visit.terms)
         verdict = pending if pending is None or isinstance(pending, Verdict) else await pending
-        if verdict is None:
-            return
-        checks.count(verdict, gate.cells.values)
+        if verdict is not None:
+            checks.count(verdict, gate.cells.values)
         if lane.enforced:
             exchange.add(entries, verdict, gate.backend)
-        if verdict.admitted:
+        if verdict is None:
+            denied = gate.unanswered(visit.terms)
+        else:
+            denied = None if verdict.admitted else refused_spend(visit.terms, entries, verdict)
+        if denied is None:
             return
-        denied = refused_spend(visit.terms, entries, verdict)
         lane.reject(denied)
         if lane.enforced:
             exchange.withheld = denied
-            raise LimitExceeded
+            raise LimitExceeded(denied.status)
         for part in (exchange, *exchange.inside):
             if not part.lane.enforced:
                 part.settle(Outcome.SUCCESS, refund=True)  # as enforcing would have left it
@@ -132,7 +134,8 @@ def limit(rate: RateLike, *, per: str | Sequence[str] = "client_ip", cost: int =
     is what a request takes of it, from 1 to 1,000,000. ``name`` is what headers, bodies and metrics call it, by default
     the module and line of this call.
 
-    The refusal is the same as for a limit in the file, and the plan gets back what it was charged. The endpoint needs
+    The refusal is the same as for a limit in the file, and the plan gets back what it was charged; while a shared
+    backend is away, the route's ``on_backend_failure`` holds for it as well. The endpoint needs
     no ``request`` parameter; the application needs `Seawall` (or one of the single-stage middlewares) around it, or
     nothing is limited.
     """
@@ -166,7 +169,7 @@ def charge(request: HTTPConnection, cost: int) -> None:
 
     ``cost`` is a whole number of at most 1e9 either way: `TypeError` and `ValueError` otherwise. May be called from any
     thread and more than once; it takes effect with the next message of the answer, or at the end of the request, and
-    none after it.
+    none after it. Of a request that was let in unchecked, because a shared backend was away, nobody counts it.
     """
     if not _is_whole(cost):
         raise TypeError(f"cost is a whole number, not {cost!r}")
@@ -182,7 +185,7 @@ def usage(request: HTTPConnection) -> dict[str, Decision]:
     """What the caller has left of each policy that limits this request, by the policy's name.
 
     Read off this request's own decision, so it costs no call; what the caller has spent since is not in it. Empty
-    where the request is exempt.
+    where the request is exempt, and without the rates and quotas that nobody could check.
     """
     exchange = _exchange(request)
     if exchange is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from asyncio import Task, create_task, current_task, get_running_loop, shield, sleep, timeout_at, wait
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, Protocol, TypeAlias, final
@@ -85,8 +85,8 @@ class Exchange(Ticket):
     """A ticket, its lane, and where its answer stands.
 
     ``closest`` is what the RateLimit header is about, ``extra`` what limits outside its terms have spent, ``owed`` a
-    cost that `seawall.charge` has noted and that is not spent yet, ``returnable`` what can be given back of each entry
-    once there was such a cost. ``withheld`` is a refusal that a limit inside the application has decided on: whatever
+    cost that `seawall.charge` has noted and that is not spent yet, ``account`` what was taken of each entry once there
+    was such a cost. ``withheld`` is a refusal that a limit inside the application has decided on: whatever
     the application then begins to answer, the refusal is sent instead. ``inside`` are the exchanges of shells further
     in, ``dues`` what limits of endpoints took. ``muted``: what else the application sends is of no interest to anybody.
     ``late``: the body has not come in time.
@@ -94,6 +94,7 @@ class Exchange(Ticket):
 
     __slots__ = (
         "_send",
+        "account",
         "answered",
         "closest",
         "counted",
@@ -107,7 +108,6 @@ class Exchange(Ticket):
         "owed",
         "receive",
         "refused",
-        "returnable",
         "root",
         "shell",
         "status",
@@ -153,11 +153,11 @@ class Exchange(Ticket):
         self.answered = False
         self.refused = False
         self.closest: Closest | None = None
-        self.extra: tuple[Spent, ...] = ()
+        self.extra: tuple[tuple[Sequence[Entry], Verdict | None], ...] = ()
         self.inside: tuple[Exchange, ...] = ()
         self.withheld: Denied | None = None
         self.owed = 0
-        self.returnable: list[int] | None = None
+        self.account: Account | None = None
         self.counted = False
         self.muted = False
         self.late = False
@@ -168,10 +168,10 @@ class Exchange(Ticket):
         who = f"tenant {self.tenant!r}" if self.tenant is not None else "an anonymous caller"
         return f"<Exchange with {who} on {self.terms.route.name}, {'answered' if self.answered else 'open'}>"
 
-    def add(self, entries: Sequence[Entry], verdict: Verdict, backend: Backend) -> None:
+    def add(self, entries: Sequence[Entry], verdict: Verdict | None, backend: Backend) -> None:
         """Let the headers speak of a limit outside the policy as well, and a refusal give back what it took."""
         self.extra = (*self.extra, (entries, verdict))
-        if verdict.admitted:
+        if verdict is not None and verdict.admitted:
             self.dues = (*self.dues, (backend, verdict))
         self.closest = None
 
@@ -343,7 +343,7 @@ class Exchange(Ticket):
             for exchange in (self, *self.inside)
             if exchange.verdict is not None and (exchange.lane.enforced or not shown)
         ]
-        return [*found, *self.extra]
+        return [*found, *((entries, verdict) for entries, verdict in self.extra if verdict is not None)]
 
     def policies(self) -> bytes:
         """The value of ``RateLimit-Policy``."""
@@ -373,41 +373,80 @@ class Exchange(Ticket):
         if verdict is None or not self.charged:
             return
         entries = self.terms.entries
-        if self.returnable is None:
-            self.returnable = [entry.cost for entry in entries]
+        if self.account is None:
+            self.account = Account([entry.cost for entry in entries])
         plan = [at for at, entry in enumerate(entries) if entry.of_plan]
         if cost > 0:
-            taken = self.gate.backend.debit([(*verdict.charges[at][:2], cost) for at in plan])
-            for at, amount in zip(plan, taken, strict=True):
-                self.returnable[at] += amount
+            self.account.add(plan, self.gate.backend.debit([(*verdict.charges[at][:2], cost) for at in plan]))
+            for at in plan:
                 entries[at].adjust(verdict, at, cost)
         else:
-            self._give_back(verdict, {at: min(-cost, self.returnable[at]) for at in plan})
+            self._give_back(verdict, self.account.withdraw(plan, -cost))
         self.closest = None
 
     def _give_back(self, verdict: Verdict, amounts: Mapping[int, int]) -> None:
         """Refund some of what each entry was charged."""
         charges: list[Charge] = []
         for at, amount in amounts.items():
-            if amount and self.returnable is not None:
-                self.returnable[at] -= amount
-                charges.append((*verdict.charges[at][:2], amount))
-                self.terms.entries[at].adjust(verdict, at, -amount)
-        self.gate.backend.refund(charges, verdict.wall)
+            charges.append((*verdict.charges[at][:2], amount))
+            self.terms.entries[at].adjust(verdict, at, -amount)
+        if charges:
+            self.gate.backend.refund(charges, verdict.wall)
 
     def settle(self, outcome: Outcome, *, refund: bool) -> None:
         """Give back what is held, and all that was spent where it was us who refused. Safe twice."""
         if self.owed:
             self.pay()
-        if refund and self.returnable is not None and self.verdict is not None and self.charged:
+        if refund and self.account is not None and self.verdict is not None and self.charged:
             self.charged = False
-            self._give_back(self.verdict, dict(enumerate(self.returnable)))
+            self._give_back(self.verdict, self.account.withdraw(range(len(self.terms.entries))))
         if refund:
             dues, self.dues = self.dues, ()
             for backend, verdict in dues:
                 backend.refund(verdict.charges, verdict.wall)
         if self.held or refund:
             self.gate.admission.settle(self, outcome, refund=refund)
+
+
+_MOST_DEBITS = 32
+"""Debits whose lists are kept: an endless answer may charge for every message of it."""
+
+
+@final
+class Account:
+    """What a request has taken of each of its entries, and not given back.
+
+    A backend across a network says what a debit took when it knows, by completing the list that `Backend.debit`
+    returned. So the lists are kept, and added up when something is to be given back; of many the oldest are closed, and
+    what was not known of them by then is never given back.
+    """
+
+    __slots__ = ("_balance", "_debits")
+
+    def __init__(self, costs: list[int]) -> None:
+        self._balance = costs
+        self._debits: deque[tuple[Sequence[int], Sequence[int]]] = deque()
+
+    def add(self, positions: Sequence[int], taken: Sequence[int]) -> None:
+        """Note a debit: what is ``taken`` of each of the entries at ``positions``."""
+        self._debits.append((positions, taken))
+        if len(self._debits) > _MOST_DEBITS:
+            for at, amount in zip(*self._debits.popleft(), strict=True):
+                self._balance[at] += amount
+
+    def withdraw(self, positions: Iterable[int], most: int | None = None) -> dict[int, int]:
+        """What may be given back of each of the entries at ``positions``, at most ``most``; it is given back by that.
+
+        Entries of which nothing can be given back are left out.
+        """
+        known = [*self._balance]
+        for debited, taken in self._debits:
+            for at, amount in zip(debited, taken, strict=True):
+                known[at] += amount
+        amounts = {at: known[at] if most is None else min(most, known[at]) for at in positions}
+        for at, amount in amounts.items():
+            self._balance[at] -= amount
+        return {at: amount for at, amount in amounts.items() if amount}
 
 
 _MOST_AHEAD = 1 << 16

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeAlias, final
 
 from seawall.admission import DEFAULT_ROUTE, Admission, Closest, Denied, Entry, Profile, Stage, Terms, TermsCompiler
-from seawall.backends import Backend, Key, Verdict
+from seawall.backends import Backend, Charge, Key, SharedBackend, Verdict
 from seawall.decision import Clock, Mode
 from seawall.hints import Hint, Hints
 from seawall.identity import ClientIP, NetworkSet, TenantSource
@@ -39,7 +39,7 @@ from seawall.policy import Policy
 from seawall.rate import SECOND, Quota
 from seawall.responses import Answers, grows, policy_header
 from seawall.routing import RouteTable
-from seawall.stages import Spending, TenantConcurrency
+from seawall.stages import SharedSpending, Spending, TenantConcurrency, unanswered
 from seawall.turnstile import Entrance, Screening, Streams, Turnstile, settings_of
 
 Scope: TypeAlias = Any
@@ -191,6 +191,8 @@ class Gate:
     ) -> None:
         self.policy = policy
         self.backend = backend
+        self.shared = backend if isinstance(backend, SharedBackend) else None
+        self._random = random
         self.cells = cells
         self.parts = parts
         self.concurrency = concurrency
@@ -214,7 +216,7 @@ class Gate:
         self.body_timeout = body_timeout / SECOND if shedding and body_timeout is not None else None
         self._ignored = {name: cells.index(IGNORED_HEADERS, name) for name in self.hints.headers} if self.hints else {}
         self.streams: Streams | None = None
-        self.admission = Admission(self._stages(random))
+        self.admission = Admission(self._stages())
         self.admit = self.admission.admit
         authorization = any(name == "authorization" for _, name in policy.identity.tenant)
         self.answers = Answers(policy.responses, random, challenge=b"Bearer" if authorization else b"ApiKey")
@@ -233,9 +235,9 @@ class Gate:
         self._compiler = TermsCompiler(policy, backend, parts)
         self._listed, self._others, self._anonymous = self._callers()
 
-    def _stages(self, random: Callable[[], float]) -> list[Stage]:
+    def _stages(self) -> list[Stage]:
         """The questions, in the order in which they are asked."""
-        policy, parts, turnstile = self.policy, self.parts, self.turnstile
+        policy, parts, turnstile, random = self.policy, self.parts, self.turnstile, self._random
         status = policy.shedding.status
         stages: list[Stage] = []
         if self.hints is not None:
@@ -247,7 +249,8 @@ class Gate:
         if "concurrency" in parts and any(plan.concurrency for plan in plans):
             stages.append(self.concurrency)
         if parts & {"rate", "quota"}:
-            stages.append(Spending(self.backend))
+            shared = self.shared
+            stages.append(Spending(self.backend) if shared is None else SharedSpending(shared, random))
         if turnstile is not None:
             stages.append(Entrance(turnstile, self.clock, status, random))
         return stages
@@ -308,6 +311,14 @@ class Gate:
     def entries(self, limit: Any, lane: Lane) -> list[Entry]:
         """The entries that a limit outside the policy has for the callers of ``lane``."""
         return self._compiler.outside(limit, lane.terms.profile)
+
+    def spend(self, charges: Sequence[Charge], terms: Terms) -> Verdict | None | Awaitable[Verdict | None]:
+        """`Backend.spend`, for a limit outside the policy."""
+        return self.backend.spend(charges) if self.shared is None else self.shared.spend(charges, terms.failure)
+
+    def unanswered(self, terms: Terms) -> Denied | None:
+        """What becomes of a request whose `spend` nobody answered."""
+        return None if self.shared is None else unanswered(self.shared, terms, self._random)
 
     def lane(
         self, scope: Scope, position: int, tenant: str | None, address: bytes | None

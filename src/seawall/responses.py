@@ -353,6 +353,8 @@ def _words(denied: Denied) -> str:
     """Why, in a sentence."""
     if denied.reason == "unidentified":
         return "This service wants to know who is calling."
+    if denied.reason == "backend_unavailable":
+        return "The limits that hold for this request cannot be checked at the moment."
     if denied.reason == "denied":
         return "The path has a control character." if denied.status == 400 else "Access from here is not allowed."
     if denied.reason in SERVICE:

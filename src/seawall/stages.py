@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import cast, final
 
 from seawall.admission import Answer, Denied, Entry, Terms, Ticket, charges_of
-from seawall.backends import Backend, Key, Verdict
+from seawall.backends import Backend, Key, SharedBackend, Verdict
 from seawall.decision import NEVER, Outcome
 
 CALLER = 429
 """The status of everything that is the caller's own doing. 503 is for the service's."""
+UNAVAILABLE = 503
 
 
 @final
@@ -62,7 +63,6 @@ class TenantConcurrency:
         return {"callers": len(self._in_flight), "in_flight": sum(self._in_flight.values())}
 
 
-@final
 class Spending:
     """All rates and quotas of a request, in one spend that takes all or nothing."""
 
@@ -100,6 +100,45 @@ class Spending:
             return
         ticket.charged = False
         self._backend.refund(ticket.verdict.charges, ticket.verdict.wall)
+
+
+@final
+class SharedSpending(Spending):
+    """The same from a store that may be away. Nobody then knows what is left, and the rule says what that means."""
+
+    def __init__(self, backend: SharedBackend, random: Callable[[], float]) -> None:
+        super().__init__(backend)
+        self._shared = backend
+        self._random = random
+
+    def admit(self, ticket: Ticket) -> Answer | Awaitable[Answer]:
+        terms = ticket.terms
+        if not terms.charges:
+            return None
+        verdict = self._shared.spend(charges_of(ticket, terms.charges), terms.failure)
+        if verdict is None or isinstance(verdict, Verdict):
+            return self._decide(ticket, verdict)
+        return self._ask(ticket, verdict)
+
+    async def _ask(self, ticket: Ticket, pending: Awaitable[Verdict | None]) -> Answer:
+        return self._decide(ticket, await pending)
+
+    def _decide(self, ticket: Ticket, verdict: Verdict | None) -> Answer:
+        if verdict is None:
+            return unanswered(self._shared, ticket.terms, self._random)
+        ticket.verdict = verdict
+        ticket.charged = verdict.admitted
+        return None if verdict.admitted else self._deny(ticket, verdict)
+
+
+def unanswered(backend: SharedBackend, terms: Terms, random: Callable[[], float]) -> Denied | None:
+    """What becomes of a request whose limits nobody could check: 503 where that is to deny it, or ``None``.
+
+    When the store is back nobody knows; 1 or 2 s is when it is worth trying again.
+    """
+    if (terms.failure or backend.on_failure) != "deny":
+        return None
+    return Denied(UNAVAILABLE, "backend_unavailable", terms=terms, after=1 + int(random() * 2))
 
 
 def refused_spend(terms: Terms, entries: Sequence[Entry], verdict: Verdict) -> Denied:

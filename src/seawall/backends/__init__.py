@@ -115,7 +115,7 @@ class Backend(Protocol):
         ...
 
     async def aclose(self) -> None:
-        """Release connections. A backend is not used afterwards."""
+        """Release connections. A backend is not used afterwards, but for a `SharedBackend`."""
         ...
 
 
@@ -135,7 +135,8 @@ class Observer(Protocol):
 class SharedBackend(Backend, Protocol):
     """A backend whose state is in a store that other processes use as well, and that may be away.
 
-    It answers within its time-out, whatever the store does, and its functions never raise because of the store.
+    It answers within its time-out, whatever the store does, and its functions never raise because of the store. It
+    outlives event loops: whoever uses it after `aclose`, or on another loop, makes it connect anew.
     """
 
     on_failure: Failure
