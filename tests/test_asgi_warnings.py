@@ -152,8 +152,8 @@ def test_only_the_first_hundreds_of_requests_are_looked_at(said: Any) -> None:
 
 
 WORKERS = (
-    "4 workers, and each counts for itself in memory: callers get up to 4 times their plan. Run one worker until state "
-    "is shared, or divide the limits by 4"
+    "4 workers, and each counts for itself in memory: callers get up to 4 times their plan. Let them share what they "
+    "count, with backend: {type: redis, url: ...}, or divide the limits by 4"
 )
 
 

@@ -80,5 +80,6 @@ def about_workers() -> None:
         once(
             "workers",
             f"{workers} workers, and each counts for itself in memory: callers get up to {workers} times their plan. "
-            f"Run one worker until state is shared, or divide the limits by {workers}",
+            "Let them share what they count, with backend: {type: redis, url: ...}, or divide the limits by "
+            f"{workers}",
         )

@@ -11,15 +11,18 @@ in ``finally``, when the application's coroutine has ended, and never on ``http.
 from __future__ import annotations
 
 import inspect
+import logging
 import random as random_module
+from asyncio import timeout
 from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from hashlib import sha256
+from importlib import import_module
 from os import PathLike
 from time import monotonic_ns, time_ns
 from typing import Any, TypeAlias, TypeVar, final
-from weakref import WeakSet
+from weakref import WeakSet, WeakValueDictionary
 
 from prometheus_client import CollectorRegistry
 from starlette.exceptions import HTTPException
@@ -27,7 +30,7 @@ from starlette.exceptions import HTTPException
 from seawall import advice
 from seawall._version import __version__
 from seawall.admission import GONE, Denied
-from seawall.backends import Backend
+from seawall.backends import Backend, SharedBackend
 from seawall.backends.memory import MemoryBackend
 from seawall.config import ConfigError, load, load_mapping, simple
 from seawall.config.diagnostics import Diagnostic
@@ -43,7 +46,6 @@ from seawall.metrics import (
     CONFIG_INFO,
     DECISION_DURATION,
     DENIED,
-    EVICTED_KEYS,
     EXEMPT,
     LOOP_LAG,
     QUEUED,
@@ -51,14 +53,14 @@ from seawall.metrics import (
     REQUEST_DURATION,
     SHADOW_REJECTIONS,
     STREAMS,
-    TRACKED_KEYS,
     UTILIZATION,
+    BackendCalls,
     Publication,
     Reading,
     metrics_app,
 )
 from seawall.notation import NotationError, RateLike, parse_quota, parse_rates
-from seawall.policy import Per, Plan, Policy, Route, RouteLimit
+from seawall.policy import BackendSettings, Per, Plan, Policy, Route, RouteLimit
 from seawall.rate import Quota, Rate
 from seawall.responses import Header, Prepared, grpc_headers, wants_html
 from seawall.routing import has_control_character, path_below_root
@@ -73,8 +75,14 @@ _DECISION_BOUNDS = DECISION_DURATION.bounds_ns
 _FORWARDING_LOOKS = 256
 _FORGETFUL = "the quota is kept in memory: a restart forgets what was used of it, and each process counts its own"
 _READS = frozenset({"GET", "HEAD"})
+_SHUT_DOWN = frozenset({"lifespan.startup.failed", "lifespan.shutdown.complete", "lifespan.shutdown.failed"})
+_CLOSING = 2.0
+"""Seconds for a shared backend to give back what it holds, at the end of an application."""
+
+logger = logging.getLogger("seawall")
 
 _live: WeakSet[Middleware] = WeakSet()
+_shared: WeakValueDictionary[tuple[BackendSettings, Clock, Clock], SharedBackend] = WeakValueDictionary()
 _switched_off = 0
 
 
@@ -114,14 +122,13 @@ class Middleware:
         self.identify: Identify | None = identify
         self.on_reject: OnReject | None = on_reject
         self._clock = clock or monotonic_ns
-        if policy.backend.type != "memory" and backend is None:
-            raise misuse(
-                f"backend type '{policy.backend.type}' is not part of this version: use memory, and one process"
-            )
         if policy.default_plan is None and identify is not None:
             raise misuse("identify= may name tenants that the file does not list: set defaults.plan")
         self.given_backend: Backend | None = backend
         self._wall_clock: Clock = getattr(clock, "wall_ns", time_ns)
+        self._shared: SharedBackend | None = None
+        if policy.backend.type != "memory" and backend is None:
+            self._shared = _share(policy.backend, self._clock, self._wall_clock)
         self._random = random
         self._publication = Publication.of(registry)
         self._cells = self._publication.cells
@@ -133,14 +140,17 @@ class Middleware:
         self.gate = self._build_gate()
         self._looks = _FORWARDING_LOOKS if self.gate.clients.trusts_nobody else 0
         self._decision_seconds = self._cells.index(DECISION_DURATION, self.gate.backend.name)
+        if self.gate.shared is not None:
+            self.gate.shared.observer = BackendCalls(self.gate.shared.name, self._cells)
         self._publication.sources.add(self)
         _live.add(self)
         self._advise()
 
     def _build_gate(self) -> Gate:
-        backend = self.given_backend or MemoryBackend(
-            max_keys=self.policy.backend.max_keys, clock=self._clock, wall_clock=self._wall_clock
-        )
+        backend = self.given_backend or self._shared
+        if backend is None:
+            keys = self.policy.backend.max_keys
+            backend = MemoryBackend(max_keys=keys, clock=self._clock, wall_clock=self._wall_clock)
         return Gate(
             self.policy,
             backend,
@@ -159,6 +169,8 @@ class Middleware:
         """Serve one connection."""
         kind = scope["type"]
         if (kind != "http" and kind != "websocket") or _switched_off:
+            if kind == "lifespan" and self.gate.shared is not None:
+                return await self._live(self.gate.shared, scope, receive, send)
             return await self.app(scope, receive, send)
         started = self._clock()
         # Upper case, for some routers and servers take `post` where a rule says POST.
@@ -270,6 +282,33 @@ class Middleware:
             exchange.inside = ()
             # Set and not reset: the coroutine may be closed in another context, in which a token is an error.
             current_exchange.set(before)
+
+    async def _live(self, backend: SharedBackend, scope: Scope, receive: Receive, send: Send) -> None:
+        """Connect as the application begins, and disconnect when it has ended and before the server knows.
+
+        It begins and serves whatever the store does. Where the application does not take part in this, neither does
+        Seawall, but for connecting: the server goes on without, and nobody says when it ends.
+        """
+        begun = False
+
+        async def tell(message: Message) -> None:
+            nonlocal begun
+            if message["type"] == "lifespan.startup.complete":
+                begun = True
+            elif message["type"] in _SHUT_DOWN:
+                begun = False
+                await _close(backend)
+            await send(message)
+
+        backend.open()
+        try:
+            await self.app(scope, receive, tell)
+        except Exception:
+            if begun:
+                await _close(backend)
+            raise
+        if begun:
+            await _close(backend)
 
     async def _serve_inside(self, outer: Exchange, inner: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve what another shell has let in: this one's limits join its headers, and its refusal undoes both."""
@@ -471,6 +510,10 @@ class Middleware:
         if self.gate.backend.name == "memory":
             advice.about_workers()
 
+    @property
+    def backend(self) -> Backend:
+        return self.gate.backend
+
     def statistics(self) -> dict[str, Any]:
         """What is held now: ``backend`` (keys by store), ``concurrency`` (callers and requests in flight), ``overload``
         (the limit and why, what is in flight and waits, the lag) and ``streams`` (open, by rule)."""
@@ -484,9 +527,6 @@ class Middleware:
 
     def readings(self) -> Iterable[Reading]:
         """Metrics that are read off at a scrape."""
-        for store, numbers in self.gate.backend.statistics().items():
-            yield TRACKED_KEYS, (store,), numbers["keys"]
-            yield EVICTED_KEYS, (store,), numbers["evicted"]
         if self.gate.turnstile is not None:
             overload = self.gate.turnstile.current.statistics()
             yield CONCURRENCY_LIMIT, (), overload["limit"]
@@ -505,7 +545,9 @@ class Middleware:
             self.gate.labels.grant()
 
     def reset(self) -> None:
-        """Forget every caller's usage, and all counts (tests). A backend that was given forgets if it can."""
+        """Forget every caller's usage, and all counts (tests). A memory backend that was given forgets as well; what is
+        in a shared store stays there.
+        """
         if isinstance(self.given_backend, MemoryBackend):
             self.given_backend.clear()
         self.gate = self._build_gate()
@@ -534,11 +576,11 @@ class Seawall(Middleware):
     ``config`` is the path of a YAML file, a mapping of the same shape, or a loaded `Policy`; ``default`` instead of it
     is one rate for every client address (``"100/minute"``). Exactly one of the two is given.
 
-    ``backend`` replaces the one that the configuration names. ``identify(scope)`` returns a tenant's id (or ``None``
-    for an anonymous caller) instead of the configured sources, now or awaited. ``on_reject(scope, refusal)`` returns,
-    now or awaited, an ASGI app that answers instead of Seawall (all of it: headers as well), or ``None``. ``registry``
-    is where metrics are published, by default one of Seawall's own (`metrics_app`). ``clock`` is monotonic nanoseconds
-    (tests).
+    ``backend`` replaces the one that the configuration names, of which a process has one for equal settings.
+    ``identify(scope)`` returns a tenant's id (or ``None`` for an anonymous caller) instead of the configured sources,
+    now or awaited. ``on_reject(scope, refusal)`` returns, now or awaited, an ASGI app that answers instead of Seawall
+    (all of it: headers as well), or ``None``. ``registry`` is where metrics are published, by default one of Seawall's
+    own (`metrics_app`). ``clock`` is monotonic nanoseconds (tests).
 
     Raises `ConfigError`, whose text is every mistake in the file at its place.
 
@@ -772,6 +814,50 @@ def parse_per(per: str | Sequence[str]) -> Per:
 
 def misuse(message: str) -> ConfigError:
     return ConfigError([Diagnostic("seawall", 0, 0, "error", "E015", message)])
+
+
+def _share(settings: BackendSettings, clock: Clock, wall_clock: Clock) -> SharedBackend:
+    """The backend that a configuration names: one connection, one share of the limits for all that name it alike."""
+    backend = _shared.get((settings, clock, wall_clock))
+    if backend is not None:
+        return backend
+    url = settings.url or ""
+    options: dict[str, Any] = {
+        "timeout_ns": settings.timeout_ns,
+        "key_prefix": settings.key_prefix,
+        "secret": settings.secret,
+        "instances": settings.instances,
+        "max_keys": settings.max_keys,
+        "on_failure": settings.on_failure,
+        "deny_cache": settings.deny_cache,
+        "clock": clock,
+        "wall_clock": wall_clock,
+    }
+    made: SharedBackend
+    try:
+        if settings.type == "redis":
+            made = import_module("seawall.backends.redis").RedisBackend(url, leases=settings.leases, **options)
+        else:
+            made = import_module("seawall.backends.limits").LimitsBackend(url, **options)
+    except (ImportError, AttributeError) as error:
+        if isinstance(error, AttributeError) or (error.name or "").startswith("seawall."):
+            raise misuse(f"backend type '{settings.type}' is not part of this version: use memory") from None
+        if (error.name or "").partition(".")[0] not in ("redis", "hiredis"):
+            raise
+        raise misuse("the redis backend needs: pip install 'seawall[redis]'") from None
+    except ValueError as error:
+        raise misuse(f"backend: {error}") from None
+    _shared[settings, clock, wall_clock] = made
+    return made
+
+
+async def _close(backend: SharedBackend) -> None:
+    """Let go of the store. An application that ends must not be kept from it."""
+    try:
+        async with timeout(_CLOSING):
+            await backend.aclose()
+    except Exception:
+        logger.warning("the %s backend could not be closed in order", backend.name, exc_info=True)
 
 
 def _same(one: Policy, other: Policy) -> bool:

@@ -7,9 +7,11 @@ asks. Labels come from the configuration alone, so the number of series is bound
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, TypeAlias, final
+from itertools import chain
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias, final, get_args
 from urllib.parse import unquote_to_bytes
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -17,6 +19,7 @@ from prometheus_client import CollectorRegistry, make_asgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from seawall.backends import CALL_RESULTS, Backend, Failure, SharedBackend
 from seawall.rate import SECOND
 
 OUTCOMES = ("allowed", "limited", "shed", "expired", "denied", "exempt", "cancelled")
@@ -26,6 +29,7 @@ ALLOW, DENY, NEAR = range(len(DECISIONS))
 
 REQUEST_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 QUEUE_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
+CALL_BOUNDS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1)
 DECISION_BOUNDS = (5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 5e-3, 2.5e-2, 0.1)
 
 
@@ -100,6 +104,28 @@ REQUEST_DURATION = Spec(
 DECISION_DURATION = Spec(
     "seawall_decision_duration_seconds", "histogram", "Time it took to decide.", ("backend",), DECISION_BOUNDS
 )
+BACKEND_REQUESTS = Spec(
+    "seawall_backend_requests_total",
+    "counter",
+    "Calls to the shared store by how they ended: ok, timeout, connection, error, mismatch.",
+    ("backend", "result"),
+)
+BACKEND_DURATION = Spec(
+    "seawall_backend_request_duration_seconds",
+    "histogram",
+    "Time calls to the shared store took.",
+    ("backend",),
+    CALL_BOUNDS,
+)
+BACKEND_UP = Spec(
+    "seawall_backend_up", "gauge", "Whether the shared store is asked; 0 while it is known to be away.", ("backend",)
+)
+FALLBACKS = Spec(
+    "seawall_backend_fallback_decisions_total",
+    "counter",
+    "Decisions without the shared store: by this process's share, or everything let in or refused.",
+    ("action",),
+)
 TRACKED_KEYS = Spec("seawall_tracked_keys", "gauge", "Buckets and counters held in memory.", ("store",))
 EVICTED_KEYS = Spec(
     "seawall_evicted_keys_total", "counter", "Buckets forgotten after they were full again.", ("store",)
@@ -129,6 +155,10 @@ SPECS = (
     IGNORED_HEADERS,
     REQUEST_DURATION,
     DECISION_DURATION,
+    BACKEND_REQUESTS,
+    BACKEND_DURATION,
+    BACKEND_UP,
+    FALLBACKS,
     TRACKED_KEYS,
     EVICTED_KEYS,
     CONFIG_INFO,
@@ -177,6 +207,31 @@ class Cells:
         """Every series and its first cell."""
         for (spec, labels), at in list(self._series.items()):  # at once: a scrape may come from another thread
             yield spec, labels, at
+
+
+@final
+class BackendCalls:
+    """The `Observer` that counts."""
+
+    __slots__ = ("_actions", "_bounds", "_cells", "_results", "_seconds")
+
+    def __init__(self, backend: str, cells: Cells) -> None:
+        actions: tuple[Failure, ...] = get_args(Failure)
+        self._cells = cells
+        self._bounds = BACKEND_DURATION.bounds_ns
+        self._seconds = cells.index(BACKEND_DURATION, backend)
+        counted = cells.block(BACKEND_REQUESTS, "result", CALL_RESULTS, backend=backend)
+        self._results = dict(zip(CALL_RESULTS, counted, strict=True))
+        self._actions = dict(zip(actions, cells.block(FALLBACKS, "action", actions), strict=True))
+
+    def called(self, result: str, took: int) -> None:
+        values, bounds = self._cells.values, self._bounds
+        values[self._results[result]] += 1
+        values[self._seconds + bisect_left(bounds, took)] += 1
+        values[self._seconds + len(bounds) + 1] += took
+
+    def fell_back(self, action: Failure) -> None:
+        self._cells.values[self._actions[action]] += 1
 
 
 @final
@@ -260,7 +315,10 @@ def _family(spec: Spec) -> _Family:
 
 
 class Source(Protocol):
-    """Something that has readings for as long as it lives."""
+    """Something that has readings for as long as it lives, and a backend that may be others' as well."""
+
+    @property
+    def backend(self) -> Backend: ...
 
     def readings(self) -> Iterable[Reading]: ...
 
@@ -294,11 +352,30 @@ class Publication:
     def _readings(self) -> Iterable[Reading]:
         # Two apps in one process share a series where their labels agree: amounts add up, what is no amount does not.
         total: dict[tuple[Spec, tuple[str, ...]], float] = {}
-        for source in list(self.sources):
-            for spec, labels, value in source.readings():
-                info = spec in (CONFIG_INFO, BUILD_INFO, LOOP_LAG, UTILIZATION)
-                total[spec, labels] = value if info else total.get((spec, labels), 0.0) + value
+        sources = list(self.sources)
+        for spec, labels, value in chain(
+            *(source.readings() for source in sources),
+            # A backend once, however many use it.
+            *({id(source.backend): _of_backend(source.backend) for source in sources}.values()),
+        ):
+            before = total.get((spec, labels))
+            if before is None or spec in _NO_AMOUNTS:
+                total[spec, labels] = value
+            else:
+                total[spec, labels] = min(before, value) if spec is BACKEND_UP else before + value
         return [(spec, labels, value) for (spec, labels), value in total.items()]
+
+
+_NO_AMOUNTS = frozenset({CONFIG_INFO, BUILD_INFO, LOOP_LAG, UTILIZATION})
+
+
+def _of_backend(backend: Backend) -> Iterable[Reading]:
+    for store, numbers in backend.statistics().items():
+        if "keys" in numbers:
+            yield TRACKED_KEYS, (store,), numbers["keys"]
+            yield EVICTED_KEYS, (store,), numbers["evicted"]
+    if isinstance(backend, SharedBackend):
+        yield BACKEND_UP, (backend.name,), float(backend.up)
 
 
 _NEGOTIATED = frozenset({b"accept", b"accept-encoding"})
