@@ -143,9 +143,6 @@ class LocalShare:
 
     def _make(self, meter: LocalMeter) -> MemoryMeter:
         inner = meter.inner = self._memory.meter(meter.name, meter.store, meter.rate)
-        if isinstance(meter.rate, Quota):
-            # Not the one that the backend knows it by, for its limit will change.
-            inner.rate = inner.quota = Quota(meter.rate.limit, meter.rate.span, meter.rate.zone)
         self._fit(meter, inner)
         return inner
 
