@@ -1,0 +1,275 @@
+"""What is asked of a node: a decision, a note that needs none, a probe."""
+
+from __future__ import annotations
+
+from asyncio import Future
+from collections.abc import Mapping, Sequence
+from struct import Struct
+from typing import TYPE_CHECKING, TypeAlias, cast, final
+
+from seawall.backends import Charge, Failure, Key, Verdict
+from seawall.backends.redis.meters import MICROSECOND, BucketMeter, SharedMeter
+from seawall.backends.redis.node import Node, Result
+from seawall.rate import Rate
+
+if TYPE_CHECKING:
+    from seawall.backends.redis.backend import RedisBackend
+
+REFUSED, DONE, ELSEWHEN = range(3)
+SPEND, DEBIT, REFUND = range(3)
+MOST_TRIES = 3
+"""How often a decision is sent on: another node, another window."""
+_HEAD = Struct("<BBd")
+
+Shared: TypeAlias = Sequence[tuple[SharedMeter, Key, int]]
+
+
+class Question:
+    """Some charges, and the instants that bound it. What is common to all that is asked."""
+
+    __slots__ = ("backend", "charges", "deadline", "op", "since", "slot", "tries")
+
+    def __init__(self, backend: RedisBackend, op: int, charges: Shared, slot: int, deadline: float, since: int) -> None:
+        self.backend = backend
+        self.op = op
+        self.charges = charges
+        self.slot = slot
+        self.deadline = deadline
+        self.since = since
+        self.tries = 0
+
+    def names(self) -> list[bytes]:
+        return [meter.tags[key] + meter.suffix for meter, key, _ in self.charges]
+
+    def payload(self) -> bytes:
+        charges, wall = self.charges, self.backend.wall()
+        head = _HEAD.pack(self.op, len(charges), self.since)
+        if len(charges) == 1:
+            meter, _, cost = charges[0]
+            return head + meter.record(cost, 0, wall)
+        return head + b"".join([meter.record(cost, 0, wall) for meter, _, cost in charges])
+
+    def redirected(self) -> bool:
+        """Whether it may be sent on once more; otherwise it fails."""
+        self.tries += 1
+        if self.tries > MOST_TRIES:
+            self.fail("error")
+            return False
+        return True
+
+    def fail(self, result: Result) -> None:
+        """Nobody waits for a note."""
+
+    def retry(self, now: int) -> None:
+        """It was asked about another window than the server is in."""
+        self.backend.told(now)
+        if self.redirected():
+            self.backend.session().ask(self)
+
+
+class Spend(Question):
+    """A decision, whose caller waits for ``future``; ``failure`` is what its rule says of a server that is away."""
+
+    __slots__ = ("asked", "failure", "future")
+
+    def __init__(
+        self,
+        backend: RedisBackend,
+        charges: Shared,
+        slot: int,
+        deadline: float,
+        future: Future[Verdict | None],
+        failure: Failure | None,
+    ) -> None:
+        # What `Question.__init__` does, written out: one call less.
+        self.backend = backend
+        self.op = SPEND
+        self.charges = charges
+        self.slot = slot
+        self.deadline = deadline
+        self.since = 0
+        self.tries = 0
+        self.asked = backend.clock()
+        self.future = future
+        self.failure = failure
+
+    def settle(self, reply: list[int], at: int, now: int) -> int:
+        status = reply[at]
+        at += 1
+        if status == ELSEWHEN:
+            self.retry(now)
+            return at
+        now *= MICROSECOND
+        charges = self.charges
+        states: list[int] = []
+        lefts: list[int] = []
+        for meter, _, _ in charges:
+            state = meter.state(reply[at], reply[at + 1], now)
+            states.append(state)
+            lefts.append(meter.rate.remaining(state, now))
+            at += 3
+        waits: list[int] | None = None
+        if status == REFUSED:
+            waits = [
+                meter.rate.wait(state, now, cost) if cost else 0
+                for (meter, _, cost), state in zip(charges, states, strict=True)
+            ]
+            if not any(waits):
+                raise ValueError("a refusal of nothing")
+        elif status != DONE:
+            raise ValueError("no such status")
+        verdict = Verdict(cast("Sequence[Charge]", charges), states, lefts, waits, now, now)
+        if waits is not None:
+            self.backend.remember(charges, verdict, self.asked)
+        self.done(verdict)
+        return at
+
+    def fail(self, result: Result) -> None:
+        self.done(None)
+
+    def done(self, verdict: Verdict | None) -> None:
+        """Tell the caller, if it is still there. Without a verdict from the server somebody else decides."""
+        if verdict is None:
+            verdict = self.backend.away(self.charges, self.failure)
+        if not self.future.done():
+            self.future.set_result(verdict)
+
+
+@final
+class Part(Spend):
+    """The part of a decision that lies in one slot."""
+
+    __slots__ = ("joint", "nth")
+
+    def __init__(
+        self, joint: Joint, nth: int, backend: RedisBackend, charges: Shared, slot: int, deadline: float
+    ) -> None:
+        super().__init__(backend, charges, slot, deadline, joint.future, joint.failure)
+        self.joint = joint
+        self.nth = nth
+
+    def done(self, verdict: Verdict | None) -> None:
+        self.joint.told(self.nth, verdict or self.backend.away(self.charges, self.failure))
+
+
+@final
+class Note(Question):
+    """A debit or a refund. ``taken`` is completed with what a debit took, at the positions ``places``."""
+
+    __slots__ = ("places", "taken")
+
+    def __init__(
+        self,
+        backend: RedisBackend,
+        op: int,
+        charges: Shared,
+        slot: int,
+        deadline: float,
+        since: int,
+        places: list[int],
+        taken: list[int] | None,
+    ) -> None:
+        super().__init__(backend, op, charges, slot, deadline, since)
+        self.places = places
+        self.taken = taken
+
+    def settle(self, reply: list[int], at: int, now: int) -> int:
+        status = reply[at]
+        at += 1
+        if status == ELSEWHEN:
+            self.retry(now)
+            return at
+        for (meter, _, cost), place in zip(self.charges, self.places, strict=True):
+            if self.taken is not None:
+                rate = meter.rate
+                if reply[at + 2] and isinstance(rate, Rate):
+                    # It hit the bottom: what there was above it.
+                    before = meter.state(reply[at], reply[at + 1], now * MICROSECOND)
+                    cost = (now * MICROSECOND * rate.scale + rate.ceiling - before) // rate.interval
+                self.taken[place] = cost
+            at += 3
+        return at
+
+
+@final
+class Probe(Question):
+    """The script on a key that nobody else uses: whether a node can decide."""
+
+    __slots__ = ("node", "prefix")
+
+    def __init__(self, backend: RedisBackend, node: Node, meter: BucketMeter, prefix: bytes, deadline: float) -> None:
+        super().__init__(backend, SPEND, [(meter, b"", 1)], 0, deadline, 0)
+        self.node = node
+        self.prefix = prefix
+
+    def names(self) -> list[bytes]:
+        return [self.prefix]
+
+    def settle(self, reply: list[int], at: int, now: int) -> int:
+        self.backend.told(now)
+        self.node.probed(well=reply[at] in (DONE, REFUSED))
+        return at + 4
+
+    def fail(self, result: Result) -> None:
+        self.node.probed(well=False)
+
+
+@final
+class Joint:
+    """A decision whose charges lie in several slots: each slot is asked at once, and where one refuses, the others give
+    back what they took. So at rest debits less refunds are what was admitted, of every limit.
+    """
+
+    def __init__(
+        self,
+        backend: RedisBackend,
+        charges: Shared,
+        slots: Mapping[int, list[int]],
+        future: Future[Verdict | None],
+        failure: Failure | None,
+    ) -> None:
+        self.future = future
+        self.failure = failure
+        self._backend = backend
+        self._charges = charges
+        self._places = list(slots.values())
+        self._answers: list[Verdict | None] = [None] * len(slots)
+        self._missing = len(slots)
+
+    def told(self, part: int, verdict: Verdict | None) -> None:
+        """What became of a part; nothing, where its node is away and nobody decides instead."""
+        self._answers[part] = verdict
+        self._missing -= 1
+        if not self._missing:
+            verdict = self._together()
+            if not self.future.done():
+                self.future.set_result(verdict)
+
+    def _together(self) -> Verdict | None:
+        answers = [answer for answer in self._answers if answer is not None]
+        refused = any(answer.waits is not None for answer in answers)
+        unknown = len(answers) < len(self._answers)
+        if refused or unknown:
+            for answer in answers:
+                if answer.waits is None:
+                    self._backend.refund(answer.charges, answer.wall)
+        if not refused and unknown:
+            return None
+        size = len(self._charges)
+        charges: list[Charge] = list(cast("Sequence[Charge]", self._charges))
+        wall = max(answer.wall for answer in answers)
+        states = [meter.empty(wall) for meter, _, _ in self._charges]
+        lefts = [meter.rate.remaining(state, wall) for (meter, _, _), state in zip(self._charges, states, strict=True)]
+        waits = [0] * size
+        for places, known in zip(self._places, self._answers, strict=True):
+            if known is None:
+                continue
+            answer = known
+            for nth, at in enumerate(places):
+                rate = self._charges[at][0].rate
+                # On one clock: a node's, or this process's where it decided.
+                ahead = (wall - answer.now) * rate.scale if isinstance(rate, Rate) else 0
+                charges[at] = answer.charges[nth]
+                states[at], lefts[at] = answer.states[nth] + ahead, answer.left[nth]
+                waits[at] = answer.waits[nth] if answer.waits is not None else 0
+        return Verdict(charges, states, lefts, waits if refused else None, wall, wall)

@@ -1,0 +1,221 @@
+"""State in Redis or Valkey, shared by every process that speaks to it: one script call decides a whole request.
+
+What is refused is refused again without a call until it can be admitted, for a second at most. Of what is asked for
+often, a few units are taken ahead (`seawall.backends.redis.leases`). While the server is away this process decides for
+its share of every limit, or does what the rule says; it asks again four times a second.
+"""
+
+from __future__ import annotations
+
+import logging
+import random as random_module
+from asyncio import AbstractEventLoop, _get_running_loop
+from collections.abc import Awaitable, Callable, Sequence
+from time import monotonic_ns, time_ns
+from typing import Any, cast, final
+
+from seawall.backends import Charge, Failure, Key, Observer, Verdict
+from seawall.backends.redis.address import Address, parse
+from seawall.backends.redis.asks import DEBIT, REFUND
+from seawall.backends.redis.keys import Names
+from seawall.backends.redis.meters import MICROSECOND, BucketMeter, QuotaMeter, SharedMeter
+from seawall.backends.redis.node import Script
+from seawall.backends.redis.session import Session
+from seawall.backends.share import LocalMeter, LocalShare
+from seawall.decision import Clock
+from seawall.rate import SECOND, Quota, Rate
+
+DENIED_FOR = SECOND
+"""The longest that a refusal is believed without asking, so that a reset or refund elsewhere is seen."""
+MOST_DENIED = 4_096
+"""Refusals that are remembered of one limit."""
+_logger = logging.getLogger("seawall")
+
+
+@final
+class RedisBackend:
+    """Buckets and quotas in Redis (6.2 or newer) or Valkey, by URL (`seawall.backends.redis.address.parse`).
+
+    ``timeout_ns`` is what one decision may take, 25 ms by default: a call over a local network takes less than one.
+    ``on_failure`` holds for rules that say nothing. ``secret`` keys the hashes under which callers are stored.
+    ``instances`` is the number of processes that share the limits, for this one's share of them while Redis is away;
+    by default those are counted that have been seen there. ``leases`` and ``deny_cache`` can be switched off: then
+    every decision is a call. ``max_keys`` is for the local share. Raises `ValueError` for a URL that is none.
+    """
+
+    name = "redis"
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout_ns: int = 25_000_000,
+        key_prefix: str = "seawall",
+        secret: str | None = None,
+        instances: int | None = None,
+        max_keys: int = 100_000,
+        on_failure: Failure = "local",
+        leases: bool = True,
+        deny_cache: bool = True,
+        clock: Clock = monotonic_ns,
+        wall_clock: Clock = time_ns,
+        random: Callable[[], float] = random_module.random,
+        script: Script | None = None,
+    ) -> None:
+        self.address: Address = parse(url)
+        self.on_failure: Failure = on_failure
+        self.observer: Observer | None = None
+        self.share = LocalShare(max_keys=max_keys, clock=clock, wall_clock=wall_clock)
+        self.share.instances = instances or 1
+        self.script = script or Script.own()
+        self.names = Names(key_prefix, secret)
+        self.random = random
+        self.clock = clock
+        self.timeout = timeout_ns / SECOND
+        self._wall = wall_clock
+        self._deny_cache = deny_cache
+        self._meters: dict[tuple[str, str, Rate | Quota], SharedMeter] = {}
+        self._ahead_ns: int | None = None
+        self._session: Session | None = None
+        self._sessions: dict[AbstractEventLoop, Session] = {}
+
+    def __repr__(self) -> str:
+        where = ", ".join(map(str, self.address.hosts))
+        return f"<RedisBackend at {where}, {'up' if self.up else 'away'}>"
+
+    @property
+    def up(self) -> bool:
+        """Whether it is asked: not while it is known to be away."""
+        return self._session is None or self._session.up
+
+    def meter(self, name: str, store: str, rate: Rate | Quota) -> SharedMeter:
+        """The meter for a limit; the same one for the same name, store and rate."""
+        known = self._meters.get((name, store, rate))
+        if known is None:
+            local = self.share.meter(name, store, rate)
+            kind: Any = BucketMeter if isinstance(rate, Rate) else QuotaMeter
+            known = self._meters[name, store, rate] = kind(name, store, rate, self.names, local)
+        return known
+
+    def wall(self) -> int:
+        """The server's time in nanoseconds since the epoch, as far as is known."""
+        return self._wall() if self._ahead_ns is None else self.clock() + self._ahead_ns
+
+    def told(self, now: int) -> None:
+        """The server's time is ``now``, in microseconds."""
+        self._ahead_ns = now * MICROSECOND - self.clock()
+
+    def session(self) -> Session:
+        """The connections of the running loop."""
+        loop = _get_running_loop()
+        session = self._session
+        if session is None or session.loop is not loop:
+            session = self._switch(loop)
+        return session
+
+    def _switch(self, loop: AbstractEventLoop | None) -> Session:
+        if loop is None:
+            raise RuntimeError("state in Redis needs a running event loop")
+        session = self._sessions.get(loop)
+        if session is None:
+            for other in list(self._sessions):
+                if other.is_closed():
+                    self._sessions.pop(other).abandon()
+            session = self._sessions[loop] = Session(self, loop)
+        self._session = session
+        return session
+
+    def open(self) -> None:
+        """Begin to connect, on the running loop. Waits for nothing and raises nothing, safe twice."""
+        self.session().open()
+
+    def spend(
+        self, charges: Sequence[Charge], failure: Failure | None = None
+    ) -> Verdict | None | Awaitable[Verdict | None]:
+        """Take all of ``charges``, or none of them; while the server is away, what ``failure`` says."""
+        own = cast("Sequence[tuple[SharedMeter, Key, int]]", charges)
+        if self._deny_cache:
+            for meter, key, cost in own:
+                known = meter.denied.get(key) if meter.denied else None
+                if known is not None and 0 < known[0] <= cost:
+                    verdict = self._refused_before(own)
+                    if verdict is not None:
+                        return verdict
+                    break
+        session = self.session()
+        return session.spend(own, failure)
+
+    def _refused_before(self, charges: Sequence[tuple[SharedMeter, Key, int]]) -> Verdict | None:
+        """What is still known to be refused; nothing, if it may be admitted by now."""
+        now, wall = self.clock(), self.wall()
+        states, lefts, waits = [], [], []
+        for meter, key, cost in charges:
+            known = meter.denied.get(key)
+            state, wait = meter.empty(wall), 0
+            if known is not None:
+                if known[1] <= now:
+                    del meter.denied[key]
+                elif known[0] <= cost:
+                    state = known[2]
+                    wait = meter.rate.wait(state, wall, cost)
+            states.append(state)
+            lefts.append(meter.rate.remaining(state, wall))
+            waits.append(wait)
+        return Verdict(cast("Sequence[Charge]", charges), states, lefts, waits, wall, wall) if any(waits) else None
+
+    def remember(self, charges: Sequence[tuple[SharedMeter, Key, int]], verdict: Verdict, asked: int) -> None:
+        """Note what was refused of what was asked at ``asked``, for as long as that is sure to be true."""
+        if not self._deny_cache or verdict.waits is None:
+            return
+        for (meter, key, cost), state, wait in zip(charges, verdict.states, verdict.waits, strict=True):
+            if wait:
+                denied = meter.denied
+                if len(denied) >= MOST_DENIED:
+                    del denied[next(iter(denied))]
+                until = asked + (min(wait, DENIED_FOR) if wait > 0 else DENIED_FOR)
+                denied[key] = (cost, until, state)
+
+    def away(self, charges: Sequence[tuple[SharedMeter, Key, int]], failure: Failure | None) -> Verdict | None:
+        """Decide without the server, as ``failure`` says."""
+        action: Failure = failure or self.on_failure
+        if self.observer is not None:
+            self.observer.fell_back(action)
+        if action != "local":
+            return None
+        return self.share.spend([(meter.local, key, cost) for meter, key, cost in charges])
+
+    def debit(self, charges: Sequence[Charge]) -> list[int]:
+        """Take ``charges`` without asking; what was taken is in the list that is returned once the server has said."""
+        taken = [0] * len(charges)
+        self._without_asking(DEBIT, charges, 0, taken)
+        return taken
+
+    def refund(self, charges: Sequence[Charge], spent_at: int) -> None:
+        """Give ``charges`` back that were spent at ``spent_at``."""
+        self._without_asking(REFUND, charges, spent_at, None)
+
+    def _without_asking(self, op: int, charges: Sequence[Charge], since: int, taken: list[int] | None) -> None:
+        # What was decided by the local share is settled there.
+        shared: list[tuple[int, tuple[SharedMeter, Key, int]]] = []
+        for at, charge in enumerate(charges):
+            if isinstance(charge[0], LocalMeter):
+                if op == REFUND:
+                    self.share.refund([charge], since)
+                elif taken is not None:
+                    taken[at] = self.share.debit([charge])[0]
+            else:
+                shared.append((at, cast("tuple[SharedMeter, Key, int]", charge)))
+        if shared and _get_running_loop() is not None:
+            self.session().note(op, shared, since, taken)
+
+    def statistics(self) -> dict[str, dict[str, int]]:
+        """Of this process's share, per store: ``keys``, ``evicted`` and ``overflowed``."""
+        return self.share.statistics()
+
+    async def aclose(self) -> None:
+        """Give back what was taken ahead and close the connections of the running loop. Safe twice."""
+        session = self._sessions.pop(cast(AbstractEventLoop, _get_running_loop()), None)
+        if session is not None:
+            if session is self._session:
+                self._session = None
+            await session.aclose()

@@ -1,0 +1,415 @@
+"""One server: what is asked in one turn of the event loop goes out as one call, and is answered in time or not at all.
+
+There is no task, lock or timer for a request. Requests leave an `Ask` here; at the end of the turn all of them are one
+script call (64 at most, so that no script is long), and its reply settles each. One timer watches the oldest call; who
+is not answered by its deadline is failed, while the connection goes on and the late reply is read and dropped. A
+cancelled caller merely does not listen any more.
+
+At the first failure the breaker opens and nobody asks, but for a probe now and then: the script itself, on a key that
+nobody else uses, since a server that answers PING may still not be able to decide. A time-out that the event loop
+caused, by running late itself, is nobody's failure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from hashlib import sha1
+from importlib.resources import files
+from typing import Any, Literal, Protocol, TypeAlias, final
+
+import hiredis
+
+from seawall.backends.breaker import Breaker
+from seawall.backends.redis.link import Link, LinkError
+from seawall.rate import SECOND
+
+MOST_ASKS = 64
+STUCK = 1.0
+"""Seconds without a reply after which a connection is given up: less would make one a time-out."""
+LATE = 0.005
+"""Seconds by which a timer has to be late to say that the event loop stalled."""
+_READ = 0.001
+"""Seconds after a stall in which the loop reads what has come meanwhile."""
+_GRACE = 0.0005
+"""Half the resolution of a loop's timers."""
+
+Result: TypeAlias = Literal["ok", "timeout", "connection", "error", "mismatch"]
+RELOCATED = frozenset({"READONLY", "MASTERDOWN", "CLUSTERDOWN", "LOADING"})
+"""Errors of a server that is not the one to ask: another may be, so it is looked for again."""
+
+
+@final
+class Script:
+    """The text that decides, and its name in the server's cache. ``modern`` servers need to be told that it may write
+    where memory is short: what it writes is small, and expires."""
+
+    def __init__(self, text: str) -> None:
+        self.text = {False: text.encode(), True: b"#!lua flags=allow-oom\n" + text.encode()}
+        self.name = {modern: sha1(body, usedforsecurity=False).hexdigest() for modern, body in self.text.items()}
+
+    @classmethod
+    def own(cls) -> Script:
+        return cls(files("seawall.backends.redis").joinpath("spend.lua").read_text("utf-8"))
+
+
+class Ask(Protocol):
+    """Something to be decided in one piece. ``names`` and ``payload`` are as spend.lua reads them."""
+
+    deadline: float
+    """By the loop's clock."""
+    slot: int
+    """Of the cluster, in which all of ``names`` are."""
+
+    def names(self) -> list[bytes]:
+        """The keys of its charges."""
+        ...
+
+    def payload(self) -> bytes: ...
+
+    def settle(self, reply: list[int], at: int, now: int) -> int:
+        """Take what ``reply`` says from ``at`` on, at ``now`` (microseconds); return where the next one begins.
+
+        Raises `ValueError` or `IndexError` for what is no reply to this.
+        """
+        ...
+
+    def fail(self, result: Result) -> None:
+        """There will be no reply in time."""
+        ...
+
+
+class Redirect(Protocol):
+    """What a node asks of the cluster that it is a part of."""
+
+    def moved(self, asks: list[Any], error: str) -> bool:
+        """Whether somebody else was asked instead, as ``error`` (MOVED or ASK) says."""
+        ...
+
+    def relocate(self, node: Node) -> None:
+        """The node may not be the one to ask any more."""
+        ...
+
+
+@final
+class _Batch:
+    """One script call, in flight."""
+
+    __slots__ = ("asks", "deadline", "number", "sent", "whole")
+
+    def __init__(self, asks: list[Ask], number: int, sent: float, *, whole: bool) -> None:
+        self.asks = asks
+        self.deadline = min(ask.deadline for ask in asks)
+        self.number = number
+        self.sent = sent
+        self.whole = whole
+
+
+@final
+class Node:
+    """A server and the way to it. ``dial`` makes a connection, whoever the server is at that time."""
+
+    def __init__(
+        self,
+        name: str,
+        dial: Callable[[], Awaitable[Link]],
+        script: Script,
+        breaker: Breaker,
+        probe: Callable[[Node], Ask],
+        *,
+        called: Callable[[Result, int], None],
+        noted: Callable[[Node, Link | None, str], None],
+        redirect: Redirect | None = None,
+        one_slot: bool = False,
+    ) -> None:
+        self.name = name
+        self.breaker = breaker
+        self._loop = asyncio.get_running_loop()
+        self._dial = dial
+        self._script = script
+        self._probe = probe
+        self._called = called
+        self._noted = noted
+        self._redirect = redirect
+        self._one_slot = one_slot
+        self._link: Link | None = None
+        self._dialling: asyncio.Task[None] | None = None
+        self._pending: list[Ask] = []
+        self._flights: deque[_Batch] = deque()
+        self._number = 0
+        self._flushing = False
+        self._watch: asyncio.TimerHandle | None = None
+        self._again: asyncio.TimerHandle | None = None
+        self._stalled = False
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<Node {self.name}: {self.breaker!r}, {self._link!r}>"
+
+    @property
+    def asked(self) -> int:
+        """Asks that have no reply yet."""
+        return len(self._pending) + sum(len(batch.asks) for batch in self._flights)
+
+    def submit(self, ask: Ask) -> None:
+        """Ask with everything else that is asked in this turn of the loop."""
+        self._pending.append(ask)
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+
+    def connect(self) -> None:
+        """Begin to connect, if nobody has."""
+        if self._link is None and self._dialling is None and not self._closed:
+            self._dialling = self._loop.create_task(self._connect())
+
+    async def _connect(self) -> None:
+        try:
+            link = await self._dial()
+        except (LinkError, TimeoutError) as error:
+            self._dialling = None
+            self._fail("timeout" if isinstance(error, TimeoutError) else "connection", str(error) or "no answer")
+            self._lose("connection")
+            return
+        self._dialling = None
+        if self._closed or link.lost is not None:
+            link.drop("connection")
+            return
+        self._link = link
+        link.on_lost = self._lost
+        self._noted(self, link, "")
+        if self.breaker.closed:
+            self._flush()
+        else:
+            self._ask_probe()
+
+    def _lost(self, link: Link, reason: str) -> None:
+        self._link = None
+        if self._closed:
+            return
+        self._fail("mismatch" if reason == "mismatch" else "connection", f"connection lost ({reason})")
+        self._lose("connection")
+
+    def _lose(self, result: Result) -> None:
+        """Nothing that is waiting will be answered."""
+        flights, self._flights = self._flights, deque()
+        pending, self._pending = self._pending, []
+        for ask in [*(ask for batch in flights for ask in batch.asks), *pending]:
+            ask.fail(result)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        if not self._pending:
+            return
+        if self._link is None:
+            self.connect()
+        else:
+            pending, self._pending = self._pending, []
+            late = self._loop.time() + _GRACE
+            if pending[0].deadline < late:
+                # The loop was held up in between. They would be answered after their time, whatever the server does.
+                for ask in pending:
+                    if ask.deadline < late:
+                        ask.fail("timeout")
+                pending = [ask for ask in pending if ask.deadline >= late]
+            for asks in self._pieces(pending):
+                self._send(asks)
+        self._arm()
+
+    def _pieces(self, asks: list[Ask]) -> list[list[Ask]]:
+        if self._one_slot:
+            slots: dict[int, list[Ask]] = {}
+            for ask in asks:
+                slots.setdefault(ask.slot, []).append(ask)
+            return [piece[at : at + MOST_ASKS] for piece in slots.values() for at in range(0, len(piece), MOST_ASKS)]
+        if len(asks) <= MOST_ASKS:
+            return [asks] if asks else []
+        return [asks[at : at + MOST_ASKS] for at in range(0, len(asks), MOST_ASKS)]
+
+    def _send(self, asks: list[Ask], *, whole: bool = False, asking: bool = False) -> None:
+        """Call the script, by its name or as a ``whole``."""
+        link = self._link
+        if link is None:
+            for ask in asks:
+                ask.fail("connection")
+            return
+        self._number = number = (self._number + 1) & 0xFFFFFFFF
+        batch = _Batch(asks, number, self._loop.time(), whole=whole)
+        if len(asks) == 1:
+            keys, payload = asks[0].names(), asks[0].payload()
+        else:
+            keys = [key for ask in asks for key in ask.names()]
+            payload = b"".join([ask.payload() for ask in asks])
+        script = self._script
+        how, what = (b"EVAL", script.text) if whole else (b"EVALSHA", script.name)
+        if asking:
+            link.call((b"ASKING",), lambda _: None)
+        self._flights.append(batch)
+        link.call((how, what[link.modern], len(keys), *keys, number, payload), lambda reply: self._answer(batch, reply))
+
+    def resend(self, asks: list[Ask], *, asking: bool) -> None:
+        """Ask what another node did not know, in time or not at all."""
+        if self._link is None:
+            self._pending += asks
+            self.connect()
+        else:
+            self._send(asks, asking=asking)
+        self._arm()
+
+    def _answer(self, batch: _Batch, reply: Any) -> None:
+        if reply is None:
+            return  # the connection is lost: `_lost` has told everybody, or is about to
+        late = batch not in self._flights
+        if not late:
+            self._flights.remove(batch)
+        took = int((self._loop.time() - batch.sent) * SECOND)
+        if isinstance(reply, hiredis.ReplyError):
+            self._refused(batch, str(reply), took, late=late)
+            return
+        if type(reply) is not list or len(reply) < 3 or reply[0] != batch.number or set(map(type, reply)) != {int}:
+            self._mistrust(batch, took, late=late)
+            return
+        if late:
+            return
+        try:
+            _settle(batch, reply)
+        except (ValueError, IndexError):
+            self._mistrust(batch, took, late=False)
+        else:
+            self._called("ok", took)
+
+    def _mistrust(self, batch: _Batch, took: int, *, late: bool) -> None:
+        """A reply that is none: nothing else that comes over this connection is believed."""
+        self._called("mismatch", took)
+        if not late:
+            for ask in batch.asks:
+                ask.fail("mismatch")
+        if self._link is not None:
+            self._link.drop("mismatch")
+
+    def _refused(self, batch: _Batch, error: str, took: int, *, late: bool) -> None:
+        """The server says that it has not decided."""
+        code = error.split(" ", 1)[0]
+        if late:
+            return
+        if code == "NOSCRIPT" and not batch.whole:
+            # It has forgotten the script, and certainly debited nothing. There is time until the deadline.
+            self._send(batch.asks, whole=True)
+            self._arm()
+            return
+        if code in ("MOVED", "ASK", "TRYAGAIN") and self._redirect is not None:
+            self._called("ok", took)
+            if not self._redirect.moved(batch.asks, error):
+                for ask in batch.asks:
+                    ask.fail("error")
+            return
+        self._called("error", took)
+        self._fail("error", error, counted=True)
+        for ask in batch.asks:
+            ask.fail("error")
+        if code in RELOCATED:
+            if self._link is not None:
+                self._link.drop("connection")
+            if self._redirect is not None:
+                self._redirect.relocate(self)
+
+    def _arm(self) -> None:
+        """Have the oldest deadline watched."""
+        if self._watch is None and not self._closed:
+            if self._flights:
+                deadline = self._flights[0].deadline
+            elif self._pending:
+                deadline = self._pending[0].deadline
+            else:
+                return
+            self._watch = self._loop.call_at(deadline, self._overdue, deadline)
+
+    def _overdue(self, due: float) -> None:
+        now = self._loop.time()
+        if not self._stalled and now - due > LATE:
+            # The loop has stalled. What has come meanwhile is read first, and the server is not blamed for the rest.
+            self._stalled = True
+            self._watch = self._loop.call_later(_READ, self._overdue, due)
+            return
+        stalled, self._stalled, self._watch = self._stalled, False, None
+        due = now + _GRACE
+        missed: list[Ask] = []
+        while self._flights and self._flights[0].deadline <= due:
+            batch = self._flights.popleft()
+            self._called("timeout", int((now - batch.sent) * SECOND))
+            missed += batch.asks
+        while self._pending and self._pending[0].deadline <= due:
+            missed.append(self._pending.pop(0))
+        if missed and not stalled:
+            self._fail("timeout", "no answer in time")
+        for ask in missed:
+            ask.fail("timeout")
+        self._arm()
+
+    def _fail(self, result: Result, reason: str, *, counted: bool = False) -> None:
+        if result == "connection" and not counted:
+            self._called(result, 0)
+        if self.breaker.fail(reason):
+            self._noted(self, None, reason)
+        if self._again is None and not self._closed:
+            self._again = self._loop.call_later(self.breaker.probe_in() / SECOND, self._try)
+
+    def _try(self) -> None:
+        """Find out whether the server is back."""
+        self._again = None
+        if self._closed or self.breaker.closed:
+            return
+        self.breaker.begin_probe()
+        link = self._link
+        if link is not None and link.oldest is not None and self._loop.time() - link.oldest > STUCK:
+            self._link = None
+            link.on_lost = None
+            link.drop("connection")
+        if self._redirect is not None:
+            self._redirect.relocate(self)
+        if self._link is None:
+            self.connect()
+        else:
+            self._ask_probe()
+
+    def _ask_probe(self) -> None:
+        self.submit(self._probe(self))
+
+    def probed(self, *, well: bool) -> None:
+        """How a probe went."""
+        if well:
+            if self.breaker.succeed():
+                self._noted(self, self._link, "")
+        else:
+            self._fail("timeout", "the probe failed", counted=True)
+
+    async def aclose(self) -> None:
+        """Close the connection. What is asked already is waited for, as long as it may take."""
+        self._closed = True
+        self._flush()
+        while self._flights and self._link is not None:
+            await asyncio.sleep(_READ)  # until its reply, or its deadline
+            self._overdue(self._loop.time())
+        if self._dialling is not None:
+            self._dialling.cancel()
+        for timer in (self._watch, self._again):
+            if timer is not None:
+                timer.cancel()
+        if self._link is not None:
+            self._link.drop("connection")
+            self._link = None
+        self._lose("connection")
+
+
+def _settle(batch: _Batch, reply: list[int]) -> None:
+    """Give each ask its part of ``reply``. Those that had none are left in the batch where it is no reply to it."""
+    asks, at, now = batch.asks, 3, reply[1] * 1_000_000 + reply[2]
+    if not 1e9 < reply[1] < 1e11 or not 0 <= reply[2] < 1_000_000:
+        raise ValueError("no such time")
+    for nth, ask in enumerate(asks):
+        batch.asks = asks[nth:]
+        at = ask.settle(reply, at, now)
+    if at != len(reply):
+        batch.asks = []
+        raise ValueError("more than was asked")

@@ -1,0 +1,160 @@
+"""The connections of one event loop, and what goes to which of them."""
+
+from __future__ import annotations
+
+import logging
+from asyncio import AbstractEventLoop
+from collections.abc import Awaitable, Sequence
+from typing import TYPE_CHECKING, Any, cast, final
+
+from seawall.backends import Failure, Key, Verdict
+from seawall.backends.breaker import Breaker
+from seawall.backends.redis.asks import Joint, Note, Part, Probe, Question, Shared, Spend
+from seawall.backends.redis.keys import slot_of, tag_of
+from seawall.backends.redis.link import Link
+from seawall.backends.redis.meters import BucketMeter, SharedMeter
+from seawall.backends.redis.node import Ask, Node, Result
+from seawall.backends.redis.topology import Cluster, OneServer, Routes
+from seawall.rate import SECOND, Rate
+
+if TYPE_CHECKING:
+    from seawall.backends.redis.backend import RedisBackend
+
+_logger = logging.getLogger("seawall")
+
+
+@final
+class Session:
+    """What one event loop has of a backend. ``one`` is the only node there is, unless it is a cluster."""
+
+    def __init__(self, backend: RedisBackend, loop: AbstractEventLoop) -> None:
+        self.loop = loop
+        self._backend = backend
+        self._canary = cast(BucketMeter, backend.meter("canary", "canary", Rate(1_000, SECOND)))
+        address = backend.address
+        self._routes: Routes = (
+            Cluster(address, self._make) if address.kind == "cluster" else OneServer(address, self._make)
+        )
+        self._one: Node | None = None if address.kind == "cluster" else self._routes.node(0)
+        self._slots: dict[bytes, int] = {}
+
+    def __repr__(self) -> str:
+        return f"<Session {list(self._routes.nodes.values())}>"
+
+    @property
+    def up(self) -> bool:
+        """Whether all nodes are asked: none of them is known to be away."""
+        return all(node.breaker.closed for node in self._routes.nodes.values())
+
+    def _make(self, name: str, dial: Any, **more: Any) -> Node:
+        backend = self._backend
+        return Node(
+            name,
+            dial,
+            backend.script,
+            Breaker(backend.clock, backend.random),
+            self._probe,
+            called=self._called,
+            noted=self._noted,
+            **more,
+        )
+
+    def _called(self, result: Result, took: int) -> None:
+        if self._backend.observer is not None:
+            self._backend.observer.called(result, took)
+
+    def _noted(self, node: Node, link: Link | None, reason: str) -> None:
+        if link is None:
+            _logger.warning("seawall: %s is away (%s); each rule does what it says for that", node.name, reason)
+        else:
+            _logger.info("seawall: connected to %s (%s)", node.name, link.release)
+
+    def _probe(self, node: Node) -> Ask:
+        key = self._backend.names.canary(lambda slot: self._routes.has(node, slot))
+        return Probe(self._backend, node, self._canary, key, self.loop.time() + self._backend.timeout)
+
+    def open(self) -> None:
+        """Begin to connect."""
+        for node in list(self._routes.nodes.values()):
+            node.connect()
+
+    def spend(self, charges: Shared, failure: Failure | None) -> Verdict | None | Awaitable[Verdict | None]:
+        """Ask for all of ``charges``, of one node or of several."""
+        backend, loop, node, slot = self._backend, self.loop, self._one, 0
+        if not charges:
+            return Verdict([], [], [], None, backend.wall(), backend.wall())
+        if node is None:
+            slots = self._by_slot(charges)
+            if len(slots) > 1:
+                return self._spend_jointly(charges, slots, failure)
+            slot = next(iter(slots))
+            node = self._routes.node(slot)
+        if not node.breaker.closed:
+            return backend.away(charges, failure)
+        future = loop.create_future()
+        node.submit(Spend(backend, charges, slot, loop.time() + backend.timeout, future, failure))
+        return future
+
+    def _spend_jointly(
+        self, charges: Shared, slots: dict[int, list[int]], failure: Failure | None
+    ) -> Awaitable[Verdict | None]:
+        backend, future = self._backend, self.loop.create_future()
+        joint = Joint(backend, charges, slots, future, failure)
+        deadline = self.loop.time() + backend.timeout
+        for nth, (slot, places) in enumerate(slots.items()):
+            part = Part(joint, nth, backend, [charges[at] for at in places], slot, deadline)
+            node = self._routes.node(slot)
+            if node.breaker.closed:
+                node.submit(part)
+            else:
+                part.fail("connection")
+        return future
+
+    def note(
+        self, op: int, charges: Sequence[tuple[int, tuple[SharedMeter, Key, int]]], since: int, taken: list[int] | None
+    ) -> None:
+        """Debit or refund. Where a server is away nothing is, which the caller of a debit does not get back either."""
+        backend = self._backend
+        own = [charge for _, charge in charges]
+        slots = {0: list(range(len(own)))} if self._one is not None else self._by_slot(own)
+        for slot, places in slots.items():
+            node = self._one or self._routes.node(slot)
+            if not node.breaker.closed:
+                continue
+            note = Note(
+                backend,
+                op,
+                [own[at] for at in places],
+                slot,
+                self.loop.time() + backend.timeout,
+                since // 1_000,
+                [charges[at][0] for at in places],
+                taken,
+            )
+            node.submit(note)
+
+    def ask(self, question: Question) -> None:
+        """Ask again."""
+        (self._one or self._routes.node(question.slot)).submit(cast(Ask, question))
+
+    def _by_slot(self, charges: Shared) -> dict[int, list[int]]:
+        slots: dict[int, list[int]] = {}
+        for at, (meter, key, _) in enumerate(charges):
+            prefix = meter.tags[key]
+            slot = self._slots.get(prefix)
+            if slot is None:
+                if len(self._slots) >= 16_384:
+                    self._slots.clear()
+                slot = self._slots[prefix] = slot_of(tag_of(prefix))
+            slots.setdefault(slot, []).append(at)
+        return slots
+
+    def abandon(self) -> None:
+        """The loop is closed, and with it everything that could be waited for."""
+        self._routes.close()
+
+    async def aclose(self) -> None:
+        """Wait for what is asked, as long as it may take, and close the connections."""
+        self._routes.close()
+        for node in list(self._routes.nodes.values()):
+            await node.aclose()

@@ -1,0 +1,193 @@
+"""Who is to be asked: the one server of a URL, the master that Sentinels name, or the node of a slot in a Cluster.
+
+All of it is off the request path: a connection is made by a task of its own, a cluster's map is read again when a node
+says that it has changed, and once a second at most.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol, final
+
+from seawall.backends.redis.address import Address, Endpoint
+from seawall.backends.redis.keys import SLOTS
+from seawall.backends.redis.link import Link, LinkError, connect
+from seawall.backends.redis.node import Node
+
+MAP_AGAIN = 1.0
+"""Seconds between two readings of a cluster's map, and between two looks for a master."""
+
+
+async def dial(address: Address) -> Link:
+    """A connection to the server of a URL, or to the master that its Sentinels name. Raises as `connect` does."""
+    if address.kind != "sentinel":
+        return await connect(address, address.hosts[0])
+    master = await _master(address)
+    link = await connect(address, master)
+    role = await link.ask("ROLE")
+    if role[0] != b"master":
+        link.drop("connection")
+        raise LinkError(f"{master} is named as master but is none yet")
+    return link
+
+
+async def _master(address: Address) -> Endpoint:
+    """What the first Sentinel that answers says. All are asked at once: a dead one takes a second."""
+    reasons = []
+    tasks = [asyncio.create_task(_ask_sentinel(address, sentinel)) for sentinel in address.hosts]
+    try:
+        for answer in asyncio.as_completed(tasks):
+            try:
+                return await answer
+            except (LinkError, TimeoutError) as error:
+                reasons.append(str(error) or "no answer")
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    raise LinkError("no Sentinel names a master: " + "; ".join(reasons))
+
+
+async def _ask_sentinel(address: Address, sentinel: Endpoint) -> Endpoint:
+    link = await connect(address, sentinel, sentinel=True)
+    try:
+        async with asyncio.timeout(1):
+            found = await link.ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", address.service)
+    finally:
+        link.drop("connection")
+    return Endpoint(found[0].decode(), int(found[1]))
+
+
+class Routes(Protocol):
+    """The nodes of one event loop."""
+
+    nodes: dict[str, Node]
+
+    def node(self, slot: int) -> Node: ...
+
+    def has(self, node: Node, slot: int) -> bool:
+        """Whether ``slot`` is known to be the node's."""
+        ...
+
+    def close(self) -> None:
+        """Stop what looks for nodes."""
+        ...
+
+
+@final
+class OneServer:
+    """Everything is asked of one node, wherever it is found."""
+
+    def __init__(self, address: Address, make: Callable[..., Node]) -> None:
+        name = str(address.hosts[0]) if address.kind == "single" else f"master {address.service}"
+        self._node = make(name, lambda: dial(address))
+        self.nodes = {name: self._node}
+
+    def node(self, slot: int) -> Node:
+        return self._node
+
+    def has(self, node: Node, slot: int) -> bool:
+        return True
+
+    def close(self) -> None:
+        """There is nothing to stop."""
+
+
+@final
+class Cluster:
+    """The nodes of a cluster by slot. What is asked before its map is known is asked of a node that knows better.
+
+    A node that is asked for a slot it does not have says who has it (MOVED), or who has it for now (ASK). Nothing has
+    been debited then, so the other one is asked, in time or not at all.
+    """
+
+    def __init__(self, address: Address, make: Callable[..., Node]) -> None:
+        self._address = address
+        self._make = make
+        self._loop = asyncio.get_running_loop()
+        self._map: list[Node | None] = [None] * SLOTS
+        self._reading: asyncio.Task[None] | None = None
+        self._read_at = -MAP_AGAIN
+        self._endpoints: dict[str, Endpoint] = {}
+        self.nodes: dict[str, Node] = {}
+        self._seeds = [self._at(seed) for seed in address.hosts]
+
+    def node(self, slot: int) -> Node:
+        known = self._map[slot]
+        if known is None:
+            self.read()
+            # Of the nodes in the URL the first that has not failed.
+            known = next((seed for seed in self._seeds if seed.breaker.closed), self._seeds[0])
+        return known
+
+    def _at(self, endpoint: Endpoint) -> Node:
+        name = str(endpoint)
+        known = self.nodes.get(name)
+        if known is None:
+            self._endpoints[name] = endpoint
+            dial = partial(connect, self._address, endpoint)
+            known = self.nodes[name] = self._make(name, dial, redirect=self, one_slot=True)
+        return known
+
+    def has(self, node: Node, slot: int) -> bool:
+        return self._map[slot] is node
+
+    def moved(self, asks: list[Any], error: str) -> bool:
+        """Ask whom ``error`` names. Not more than a few times: they may disagree about it."""
+        code, _, rest = error.partition(" ")
+        if code == "TRYAGAIN":
+            # Some of the keys are here and some there, for the moment it takes to migrate them.
+            return False
+        slot, _, place = rest.partition(" ")
+        host, _, port = place.rpartition(":")
+        if not slot.isdecimal() or int(slot) >= SLOTS or not port.isdecimal() or not host:
+            return False
+        node = self._at(Endpoint(host.strip("[]"), int(port)))
+        if code == "MOVED":
+            self._map[int(slot)] = node
+            self.read()
+        asks = [ask for ask in asks if ask.redirected()]
+        node.resend(asks, asking=code == "ASK")
+        return True
+
+    def relocate(self, node: Node) -> None:
+        self.read()
+
+    def read(self) -> None:
+        """Have the map read again, if it was not just now."""
+        if self._reading is None and self._loop.time() - self._read_at >= MAP_AGAIN:
+            self._read_at = self._loop.time()
+            self._reading = self._loop.create_task(self._read())
+
+    async def _read(self) -> None:
+        try:
+            for node in sorted(self.nodes.values(), key=lambda node: not node.breaker.closed):
+                try:
+                    self._adopt(await self._ask_for_map(self._endpoints[node.name]))
+                    return
+                except (LinkError, TimeoutError, ValueError, IndexError, TypeError, AttributeError):
+                    continue  # it is away, does not know, or speaks of what is no map
+        finally:
+            self._reading = None
+
+    async def _ask_for_map(self, endpoint: Endpoint) -> Any:
+        link = await connect(self._address, endpoint)
+        try:
+            async with asyncio.timeout(1):
+                return await link.ask("CLUSTER", "SLOTS")
+        finally:
+            link.drop("connection")
+
+    def _adopt(self, ranges: Any) -> None:
+        found: list[Node | None] = [None] * SLOTS
+        for first, last, master, *_ in ranges:
+            node = self._at(Endpoint(master[0].decode(), int(master[1])))
+            found[first : last + 1] = [node] * (last + 1 - first)
+        if len(found) == SLOTS and any(found):
+            self._map = found
+
+    def close(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
