@@ -81,9 +81,10 @@ class _Keeper:
 
     def __init__(self) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="seawall-stores-"))
-        # Its standard input ends when this process ends, however that happens.
+        # Its standard input ends when this process ends, however that happens. If a server is frozen then, the kernel
+        # hangs up on the whole group.
         self._process = subprocess.Popen(
-            ["/bin/sh", "-c", 'cat; rm -rf -- "$1"; kill -KILL 0', "keeper", self.directory],
+            ["/bin/sh", "-c", 'trap "" HUP; cat; rm -rf -- "$1"; kill -KILL 0', "keeper", self.directory],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -219,17 +220,15 @@ class Server:
         self._clients: list[redis.Redis] = []
         self._admin: redis.Redis | None = None
         attempts = 3
-        while True:
+        while self._process is None:
             attempts -= 1
             self.port = 0 if unix else free_port()
             try:
                 self._start()
-            except AssertionError:  # somebody else was quicker to take the port, or it is broken
-                if not attempts:
+            except AssertionError as error:
+                if not attempts or "already in use" not in str(error):  # else somebody was quicker to take the port
                     self.close()
                     raise
-            else:
-                return
 
     @property
     def address(self) -> tuple[str, int]:
@@ -238,11 +237,11 @@ class Server:
     @property
     def url(self) -> str:
         """What a client connects to, as the user `default`."""
-        return self.url_as("", self.password) if self.password is not None else self.url_as()
+        return self.url_as("", self.password)
 
     def url_as(self, username: str = "", password: str | None = None) -> str:
         """The same for one of the ``users``."""
-        user = "" if password is None else f"{quote(username, safe='')}:{quote(password, safe='')}@"
+        user = _credentials(username, password)
         if self.socket:
             return f"unix://{user}{self.socket}"
         if self.certificates:
@@ -254,17 +253,20 @@ class Server:
         assert self._process is not None, "the server is not running"
         return self._process.pid
 
-    def client(self, **options: Any) -> redis.Redis:
-        """A new client of redis-py that tries once; it is closed with the server."""
+    def client(self, url: str | None = None, **options: Any) -> redis.Redis:
+        """A new client of redis-py that tries once, of `url` unless told another; it is closed with the server."""
         settings = {"protocol": 2, "retry": Retry(NoBackoff(), 0), "socket_timeout": COMMAND_TIMEOUT, **options}
-        client: redis.Redis = redis.Redis.from_url(self.url, **settings)
+        client: redis.Redis = redis.Redis.from_url(url or self.url, **settings)
         self._clients.append(client)
         return client
 
     def command(self, *command: str | int | float | bytes) -> Any:
         """What the server answers to one command, as it says it, with text for bytes; over one connection."""
         if self._admin is None:
-            self._admin = self.client(decode_responses=True, encoding_errors="surrogateescape")
+            shown: dict[str, Any] = {}
+            if self.certificates:
+                shown = {"ssl_certfile": self.certificates.client, "ssl_keyfile": self.certificates.client_key}
+            self._admin = self.client(decode_responses=True, encoding_errors="surrogateescape", **shown)
             self._admin.response_callbacks.clear()
         return self._admin.execute_command(*command)  # type: ignore[no-untyped-call]
 
@@ -337,7 +339,7 @@ class Server:
                 break
             time.sleep(0.01)
         self.kill()
-        said = self.log.read_text(errors="replace")
+        said = "\n".join(self.log.read_text(errors="replace").splitlines()[-20:])
         raise AssertionError(f"{self.binary} does not answer within {START_TIMEOUT:g} s: {reason}\n{said}")
 
     def _end(self, *signals: signal.Signals) -> None:
@@ -355,6 +357,14 @@ class Server:
             self._process.kill()
             self._process.wait()
         self._process = None
+
+
+def _credentials(username: str, password: str | None) -> str:
+    return "" if password is None else f"{quote(username, safe='')}:{quote(password, safe='')}@"
+
+
+def _url(scheme: str, password: str | None, servers: Sequence[Server]) -> str:
+    return f"{scheme}://{_credentials('', password)}" + ",".join(f"{HOST}:{server.port}" for server in servers)
 
 
 def _fields(said: str) -> dict[str, str]:
@@ -420,7 +430,7 @@ class Cluster:
 
     @property
     def url(self) -> str:
-        return "redis+cluster://" + ",".join(f"{HOST}:{node.port}" for node in self.nodes)
+        return _url("redis+cluster", self.nodes[0].password, self.nodes)
 
     def slot_of(self, key: str | bytes) -> int:
         slot: int = self.nodes[0].command("CLUSTER", "KEYSLOT", key)
@@ -474,7 +484,10 @@ class Sentinels:
         replica.command("REPLICAOF", *master.address)
         for sentinel in sentinels:
             sentinel.command("SENTINEL", "MONITOR", self.service, *master.address, len(sentinels) // 2 + 1)
-            settings = {"down-after-milliseconds": round(down_after * 1000), "failover-timeout": 3000}
+            settings: dict[str, int | str] = {
+                "down-after-milliseconds": round(down_after * 1000),
+                "failover-timeout": 3000,
+            }
             if master.password is not None:
                 settings["auth-pass"] = master.password
             for name, value in settings.items():
@@ -485,7 +498,8 @@ class Sentinels:
 
     @property
     def url(self) -> str:
-        return "redis+sentinel://" + ",".join(f"{HOST}:{each.port}" for each in self.sentinels) + f"/{self.service}"
+        """With the password of the master; the Sentinels have none."""
+        return _url("redis+sentinel", self.servers[0].password, self.sentinels) + f"/{self.service}"
 
     @property
     def master(self) -> Server:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import select
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+import redis
 
 from proxy import Proxy
-from stores import HOST, Server, free_port
+from stores import HOST, Server, binary, certificates, cluster, debian_redis, free_port, sentinel, standalone
 
 
 def test_a_store_begins_without_keys_scripts_and_statistics(store: Server) -> None:
@@ -25,6 +31,180 @@ def test_a_store_begins_without_keys_scripts_and_statistics(store: Server) -> No
 def test_a_store_has_forgotten_what_the_test_before_left(store: Server) -> None:
     digest = hashlib.sha1(b"return 1").hexdigest()
     assert (store.command("DBSIZE"), store.command("SCRIPT", "EXISTS", digest)) == (0, [0])
+
+
+def test_a_server_that_is_restarted_has_the_same_port_and_no_data() -> None:
+    with standalone() as server:
+        server.command("SET", "key", "value")
+        port, pid = server.port, server.pid
+        server.restart()
+        assert (server.command("DBSIZE"), server.port) == (0, port)
+        assert server.info("server")["process_id"] == str(server.pid) != str(pid)
+
+
+def test_a_frozen_server_takes_a_question_and_answers_it_when_it_has_thawed(store: Server) -> None:
+    line = Line(store.address)
+    with line.socket:
+        store.freeze()
+        try:
+            line.ask("PING")
+            assert line.is_silent()
+            other = Line(store.address)  # the kernel accepts for it
+            other.socket.close()
+        finally:
+            store.thaw()
+        assert line.read(7) == b"+PONG\r\n"
+
+
+@pytest.mark.parametrize("end", [Server.kill, Server.stop])
+def test_a_server_that_has_ended_is_refused_and_can_be_started_again(end: Callable[[Server], None]) -> None:
+    with standalone() as server:
+        server.freeze()
+        end(server)
+        with pytest.raises(redis.ConnectionError, match="refused"):
+            server.command("PING")
+        server.restart()
+        assert server.command("PING") == "PONG"
+
+
+def test_a_user_may_do_what_the_rules_say_and_no_more() -> None:
+    users = {"app": "on >p@ss:word ~app:* +get"}
+    with standalone(password="se/cret", users=users) as server:
+        server.command("SET", "app:1", "one")
+        app = server.client(server.url_as("app", "p@ss:word"))
+        assert app.get("app:1") == b"one"
+        with pytest.raises(redis.exceptions.NoPermissionError):
+            app.set("app:1", "two")
+        with pytest.raises(redis.AuthenticationError):
+            server.client(server.url_as()).ping()
+
+
+def test_a_server_on_a_unix_socket_listens_nowhere_else() -> None:
+    with standalone(unix=True, password="secret") as server:
+        assert (server.command("PING"), server.port) == ("PONG", 0)
+        assert (server.socket is not None, server.command("CONFIG", "GET", "port")) == (True, ["port", "0"])
+
+
+def test_a_server_with_tls_is_trusted_by_its_authority_alone() -> None:
+    with standalone(tls=True, arguments=["--tls-auth-clients", "yes"]) as server:
+        known, stranger = certificates(), certificates("stranger")
+        shown = {"ssl_certfile": str(known.client), "ssl_keyfile": str(known.client_key)}
+        assert server.client(**shown).ping()
+        with pytest.raises(redis.ConnectionError, match="CERTIFICATE_VERIFY_FAILED"):
+            server.client(server.url.replace(str(known.ca), str(stranger.ca)), **shown).ping()
+        with pytest.raises(redis.ConnectionError, match="CERTIFICATE_REQUIRED"):
+            server.client().ping()
+
+
+def test_a_server_that_cannot_start_says_why() -> None:
+    with pytest.raises(AssertionError, match="no-such-option"):
+        standalone(arguments=["--no-such-option", "1"]).__enter__()
+
+
+def test_a_server_takes_another_port_where_somebody_was_quicker(store: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = free_port()
+    monkeypatch.setattr("stores.free_port", iter([store.port, free]).__next__)
+    with standalone() as server:
+        assert (server.port, server.command("PING"), store.command("PING")) == (free, "PONG", "PONG")
+
+
+@pytest.fixture(params=[pytest.param(binary, id="under test"), pytest.param(debian_redis, id="Redis")])
+def server(request: pytest.FixtureRequest) -> Path:
+    found: Path | None = request.param()
+    return found or pytest.skip("there is no redis-server on PATH")
+
+
+@pytest.mark.slow
+def test_the_nodes_of_a_cluster_share_the_slots(server: Path) -> None:
+    with cluster(server=server, password="secret") as nodes:
+        slot = nodes.slot_of("key")
+        owner = nodes.node_of(slot)
+        assert [nodes.node_of(slot, asked) for asked in nodes.nodes] == [owner] * 3
+        assert {nodes.node_of(slot) for slot in (0, 8_000, 16_383)} == set(nodes.nodes)
+        for node in nodes.nodes:
+            if node is owner:
+                assert node.command("SET", "key", "value") == "OK"
+            else:
+                with pytest.raises(redis.exceptions.MovedError, match=rf"{slot} {HOST}:{owner.port}"):
+                    node.command("SET", "key", "value")
+
+
+@pytest.mark.slow
+def test_a_migration_can_be_stopped_where_clients_are_told_ask_and_tryagain(server: Path) -> None:
+    with cluster(server=server, password="secret") as nodes:
+        slot = nodes.slot_of("{tag}1")
+        source = nodes.node_of(slot)
+        target = next(node for node in nodes.nodes if node is not source)
+        source.command("MSET", "{tag}1", "one", "{tag}2", "two")
+        migration = nodes.migration(slot, target)
+
+        migration.begin()
+        assert source.command("MGET", "{tag}1", "{tag}2") == ["one", "two"]
+        assert migration.move("{tag}1") == ["{tag}1"]
+        with pytest.raises(redis.exceptions.AskError, match=f"{slot} {HOST}:{target.port}"):
+            source.command("GET", "{tag}1")
+        with pytest.raises(redis.exceptions.TryAgainError):
+            source.command("MGET", "{tag}1", "{tag}2")
+        with pytest.raises(redis.exceptions.MovedError):
+            target.command("GET", "{tag}1")
+        assert migration.move() == ["{tag}2"]
+        migration.finish()
+
+        assert target.command("MGET", "{tag}1", "{tag}2") == ["one", "two"]
+        assert [nodes.node_of(slot, asked) for asked in nodes.nodes] == [target] * 3
+        nodes.migrate(slot, source)
+        assert source.command("MGET", "{tag}1", "{tag}2") == ["one", "two"]
+
+
+@pytest.mark.slow
+def test_sentinels_name_a_new_master_after_a_failover_and_after_a_crash(server: Path) -> None:
+    with sentinel(server=server, password="secret") as watched:
+        first, second = watched.master, watched.replica
+        first.command("SET", "key", "value")
+        assert first.command("WAIT", 1, 5000) == 1
+        watched.failover()
+        watched.wait_for_master(second)
+        assert second.command("GET", "key") == "value"
+        # Told by the Sentinels, the first one follows.
+        eventually("up", lambda: first.info("replication").get("master_link_status"))
+        with pytest.raises(redis.exceptions.ReadOnlyError):
+            first.command("SET", "key", "other")
+        second.kill()
+        watched.wait_for_master(first)
+        assert first.command("SET", "key", "other") == "OK"
+
+
+@pytest.mark.slow
+def test_one_sentinel_is_enough_where_it_needs_no_other() -> None:
+    with sentinel(sentinels=1) as watched:
+        replica = watched.replica
+        watched.master.kill()
+        watched.wait_for_master(replica)
+
+
+RUN_HARD = """
+import os, signal
+from stores import Server
+servers = [Server(), Server()]
+servers[1].freeze()
+print(*(server.port for server in servers), servers[0].directory.parent, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_servers_and_their_directories_go_with_a_test_run_that_is_killed() -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", RUN_HARD], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=60
+    )
+    assert run.returncode == -signal.SIGKILL, run.stderr
+    *ports, directory = run.stdout.split()
+    eventually(False, Path(directory).exists)
+    eventually([True, True], lambda: [is_refused(int(port)) for port in ports])
+
+
+def is_refused(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex((HOST, port)) == errno.ECONNREFUSED
 
 
 @pytest.fixture
