@@ -265,6 +265,10 @@ def test_a_secret_in_the_file_is_reported_and_not_shown(monkeypatch: pytest.Monk
     text = "backend: {type: redis, url: 'redis://user:hunter2@host', secret: hunter2hunter2}\n"
     assert {("W005", "backend.url"), ("W005", "backend.secret")} <= set(warnings(text))
     assert "hunter2" not in words(text)
+    for option in ("password", "sentinel_password"):
+        text = f"backend: {{type: redis, url: 'redis+sentinel://host/main?db=1&{option}=hunter2'}}\n"
+        assert ("W005", "backend.url") in warnings(text)
+        assert "hunter2" not in words(text)
     monkeypatch.setenv("SECRET", "hunter2hunter2")
     text = "backend: {type: redis, url: 'redis://user:${SECRET}@host', secret: '${SECRET}'}\n"
     assert "W005" not in {code for code, _ in warnings(text)}
@@ -387,6 +391,27 @@ def test_a_lag_that_is_taken_for_a_latency_is_reported(target: str, warned: bool
     assert warnings(f"shedding: {{loop_lag_target: {target}}}\n") == [("W019", "shedding.loop_lag_target")] * warned
 
 
+# Shared state
+
+
+@pytest.mark.parametrize("where", ["type: redis, url: redis://x", "type: limits, url: memcached://x"])
+def test_identities_that_are_stored_without_a_secret_are_reported(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEAWALL_SECRET", "a long secret")
+    assert warnings(f"backend: {{{where}}}\n") == [("W020", "backend.type")]
+    assert "keyed by a constant" in words(f"backend: {{{where}}}\n")
+    assert warnings(f"backend: {{{where}, secret: '${{SEAWALL_SECRET}}'}}\n") == []
+
+
+@pytest.mark.parametrize(("timeout", "warned"), [("250ms", False), ("251ms", True), ("10s", True)])
+def test_a_time_out_that_requests_would_feel_is_reported(
+    timeout: str, warned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEAWALL_SECRET", "a long secret")
+    shared = f"backend: {{type: redis, url: redis://x, secret: '${{SEAWALL_SECRET}}', timeout: {timeout}}}\n"
+    assert warnings(shared) == [("W021", "backend.timeout")] * warned
+    assert warnings(f"backend: {{timeout: {timeout}}}\n") == []
+
+
 # Not yet
 
 
@@ -395,8 +420,6 @@ def test_a_lag_that_is_taken_for_a_latency_is_reported(target: str, warned: bool
     [
         ("reload: 5s\n", "reload"),
         ("status: {allow: ['::1']}\n", "status"),
-        ("backend: {type: redis, url: redis://x}\n", "backend.type"),
-        ("backend: {type: limits, url: memcached://x}\n", "backend.type"),
     ],
 )
 def test_what_is_only_checked_so_far_is_warned_about_once(text: str, path: str) -> None:

@@ -60,6 +60,8 @@ CODES: Mapping[str, str] = {
     "W017": "a fixed limit that nobody has chosen",
     "W018": "an order that has no effect",
     "W019": "a lag that requests pay several times",
+    "W020": "a shared store without a secret",
+    "W021": "a time-out that requests would feel",
     "W100": "checked, but not enforced by this version",
 }
 """Every code there is. A code keeps its meaning for ever; E are errors, W warnings."""

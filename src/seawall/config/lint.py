@@ -5,7 +5,6 @@ It runs on a policy without errors, so it may trust the data; the documents are 
 
 from __future__ import annotations
 
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,7 +12,7 @@ from typing import Any, TypeAlias, final
 
 from seawall.config import pending
 from seawall.config.document import Document, Path
-from seawall.config.values import expiry
+from seawall.config.values import expiry, passwords
 from seawall.decision import Mode
 from seawall.notation import MILLISECOND, shorten
 from seawall.policy import Plan, Policy, Route, RouteLimit
@@ -32,6 +31,9 @@ _PATIENCE = 5 * SECOND
 
 _LAG = 100 * MILLISECOND
 """A request pays the lag once for each time that it waits, so at this it is slow wherever the limit is."""
+
+_HELD_UP = 250 * MILLISECOND
+"""People notice a wait from here on, and while a store is slow every request has it."""
 
 _MEANT_OTHERWISE = {
     "baggage": "is W3C Baggage, of which 'criticality' is read anyway and may only lower",
@@ -79,6 +81,7 @@ class _Lint:
         self.priorities()
         self.priority_header()
         self.shedding()
+        self.shared_state()
 
     def warn(
         self, code: str, message: str, *path: str | int, document: Document | None = None, key: bool = False
@@ -214,7 +217,7 @@ class _Lint:
         if policy.backend.secret is not None and main.written(("backend", "secret")) is None:
             self.warn("W005", "a secret in the file; write ${SEAWALL_SECRET}", "backend", "secret", key=True)
         url = main.root.get("backend", {}).get("url", "")
-        if re.search(r"://[^/@\s]*:[^@\s]+@", url) and main.written(("backend", "url")) is None:
+        if passwords(url) and main.written(("backend", "url")) is None:
             self.warn("W005", "a password in the file; write ${REDIS_URL}", "backend", "url", key=True)
 
     def priorities(self) -> None:
@@ -269,6 +272,20 @@ class _Lint:
         if shedding.loop_lag_target_ns > _LAG:
             message = "a request pays this several times, once for each 'await' of its handler; 10ms is usual"
             self.warn("W019", message, "shedding", "loop_lag_target")
+
+    def shared_state(self) -> None:
+        backend = self.policy.backend
+        if backend.type == "memory":
+            return
+        if backend.secret is None:
+            message = (
+                "the hashes under which identities are stored are keyed by a constant, so whoever reads the store can "
+                "try out whose they are; write secret: ${SEAWALL_SECRET}"
+            )
+            self.warn("W020", message, "backend", "type", key=True)
+        if backend.timeout_ns > _HELD_UP:
+            message = "each request may wait this long before the store is known to be away; 25ms is usual"
+            self.warn("W021", message, "backend", "timeout")
 
     def quotas_in_memory(self) -> None:
         if self.policy.backend.type != "memory":

@@ -18,19 +18,15 @@ from seawall.config.document import Document, Path
 class Pending:
     """A setting, by its path (``*`` is any entry), and what the warning says.
 
-    ``only`` restricts it to some values; with ``off``, it is not warned about where it is switched off.
+    With ``off``, it is not warned about where it is switched off.
     """
 
     path: tuple[str, ...]
     message: str
-    only: frozenset[str] | None = None
     off: str | None = None
 
 
 PENDING = (
-    Pending(
-        ("backend", "type"), "shared state is checked but not supported by this version", frozenset({"redis", "limits"})
-    ),
     Pending(("reload",), "'reload' is checked but this version reads its configuration at start-up only", off="off"),
     Pending(("status",), "'status' is checked but not served by this version"),
 )
@@ -40,7 +36,7 @@ def check(main: Document) -> None:
     """Warn about each pending setting that is written, at the first place that has it."""
     for pending in PENDING:
         for path, value in _found(main.root, pending.path, ()):
-            if value == pending.off or (pending.only is not None and value not in pending.only):
+            if value == pending.off:
                 continue
             main.report("W100", pending.message, path, at_key=True, severity="warning")
             break

@@ -15,13 +15,11 @@ from typing import Any
 
 from seawall.config.diagnostics import Diagnostic
 from seawall.config.document import Document, Path
-from seawall.config.values import is_key_hash
+from seawall.config.values import is_key_hash, passwords
 from seawall.notation import close
 
 _NAMES = ("key", "keys", "hash", "secret", "password", "token")
-_SUSPICIOUS = re.compile(r"\b(keys?|hash|secret|password|token)\b|://[^/\s]*@", re.IGNORECASE)
-_PASSWORD = re.compile(r"://[^/@\s]*:([^@\s]+)@")
-
+_SUSPICIOUS = re.compile(r"\b(keys?|hash|secret|\w*password|token)\b|://[^/\s]*@", re.IGNORECASE)
 
 _CUT_OFF = frozenset({"E002", "E003", "E004"})
 _MANY = 200
@@ -115,8 +113,9 @@ def _below(document: Document, node: Any, path: Path, *, secret: bool) -> Iterat
         if secret:
             if not is_key_hash(node):
                 yield document.line(path), node
-        elif (match := _PASSWORD.search(node)) is not None:
-            yield document.line(path), match[1]
+        else:
+            for password in passwords(node):
+                yield document.line(path), password
 
 
 @lru_cache(maxsize=1024)

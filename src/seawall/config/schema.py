@@ -25,6 +25,8 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+from seawall.backends import Failure
+from seawall.backends.redis import address
 from seawall.config import values
 from seawall.notation import (
     A_DURATION,
@@ -176,7 +178,6 @@ Percentage: TypeAlias = Annotated[
 Mode: TypeAlias = Literal["off", "shadow", "enforce"]
 Cost: TypeAlias = Annotated[int, Field(ge=1, le=1_000_000)]
 Count: TypeAlias = Annotated[int, Field(ge=1, le=1_000_000)]
-Failure: TypeAlias = Literal["local", "allow", "deny"]
 
 
 class Section(BaseModel):
@@ -505,7 +506,10 @@ class Backend(Section):
     )
     url: (
         Annotated[str, Text(values.check_url, "a backend's url", ("redis://localhost:6379/0", "${REDIS_URL}"))] | None
-    ) = Field(None, description="redis://, rediss://, redis+sentinel://, redis+cluster://; or a storage URI of limits.")
+    ) = Field(
+        None,
+        description="redis://, rediss://, redis+sentinel://, redis+cluster://, unix://; or a storage URI of limits.",
+    )
     timeout: Annotated[str, duration(MILLISECOND, 10 * SECOND, "25ms")] = Field(
         "25ms", description="The time for one decision, hard. Default: 25ms."
     )
@@ -532,10 +536,11 @@ class Backend(Section):
             raise fault("E015", "a url needs 'type: redis' or 'type: limits': memory is never shared", at="url")
         if self.type != "memory" and self.url is None:
             raise fault("E011", f"'type: {self.type}' needs a 'url'", at="type")
-        if self.type == "redis" and self.url is not None and not self.url.startswith(("redis", "valkey", "unix")):
-            raise fault(
-                "E014", "the url of 'type: redis' begins with redis://, rediss://, redis+...", "a redis url", at="url"
-            )
+        if self.type == "redis" and self.url is not None:
+            try:
+                address.parse(self.url)
+            except address.AddressError as error:
+                raise fault("E014", str(error), "a redis url", at="url") from None
         return self
 
 

@@ -190,8 +190,16 @@ def check_method(method: str) -> None:
 
 def check_url(url: str) -> None:
     # The value is not quoted: it may hold a password.
-    if not re.fullmatch(r"[a-z][a-z0-9+.-]*://\S+|unix:/\S+", url) or not url.isprintable() or len(url) > 2048:
+    if not re.fullmatch(r"[a-z][a-z0-9+.-]*://\S+", url) or not url.isprintable() or len(url) > 2048:
         raise ValueError("a backend's url is scheme://..., such as redis://localhost:6379/0")
+
+
+_URL_PASSWORD = re.compile(r"://[^/@\s]*:([^@\s]+)@|[?&]\w*(?:password|secret|token)=([^&\s]+)")
+
+
+def passwords(url: str) -> list[str]:
+    """The passwords in a URL: before its host, and among its options."""
+    return [first or second for first, second in _URL_PASSWORD.findall(url)]
 
 
 def check_docs_url(url: str) -> None:
