@@ -272,12 +272,6 @@ def test_a_path_a_text_path_and_a_policy_are_all_a_config(tmp_path: Path, clock:
         assert statuses(app, 2) == [200, 429]
 
 
-def test_shared_backends_that_do_not_exist_yet_are_refused_at_start_up() -> None:
-    settings = plan(rate="1/second") | {"backend": {"type": "redis", "url": "redis://localhost"}}
-    with pytest.raises(ConfigError, match="backend type 'redis'"):
-        Seawall(hello, config=settings)
-
-
 def test_identify_needs_a_plan_for_whom_it_names() -> None:
     settings = {
         "version": 1,
