@@ -8,15 +8,18 @@ from struct import Struct
 from typing import TYPE_CHECKING, TypeAlias, cast, final
 
 from seawall.backends import Charge, Failure, Key, Verdict
-from seawall.backends.redis.meters import MICROSECOND, BucketMeter, SharedMeter
+from seawall.backends.redis.keys import slot_of
+from seawall.backends.redis.meters import MICROSECOND, BucketMeter, SharedMeter, slots
 from seawall.backends.redis.node import Node, Result
-from seawall.rate import Rate
+from seawall.rate import SECOND, Rate
 
 if TYPE_CHECKING:
     from seawall.backends.redis.backend import RedisBackend
 
 REFUSED, DONE, ELSEWHEN = range(3)
 SPEND, DEBIT, REFUND = range(3)
+LIFE = 10 * SECOND
+"""Nanoseconds after which a process that gave no sign of life is gone."""
 MOST_TRIES = 3
 """How often a decision is sent on: another node, another window."""
 _HEAD = Struct("<BBd")
@@ -42,12 +45,12 @@ class Question:
         return [meter.tags[key] + meter.suffix for meter, key, _ in self.charges]
 
     def payload(self) -> bytes:
+        return self._payload(0)
+
+    def _payload(self, holder: int) -> bytes:
         charges, wall = self.charges, self.backend.wall()
         head = _HEAD.pack(self.op, len(charges), self.since)
-        if len(charges) == 1:
-            meter, _, cost = charges[0]
-            return head + meter.record(cost, 0, wall)
-        return head + b"".join([meter.record(cost, 0, wall) for meter, _, cost in charges])
+        return head + b"".join([meter.record(cost, 0, wall, holder) for meter, _, cost in charges])
 
     def redirected(self) -> bool:
         """Whether it may be sent on once more; otherwise it fails."""
@@ -70,7 +73,7 @@ class Question:
 class Spend(Question):
     """A decision, whose caller waits for ``future``; ``failure`` is what its rule says of a server that is away."""
 
-    __slots__ = ("asked", "failure", "future")
+    __slots__ = ("asked", "costs", "failure", "future", "wants")
 
     def __init__(
         self,
@@ -89,9 +92,65 @@ class Spend(Question):
         self.deadline = deadline
         self.since = 0
         self.tries = 0
-        self.asked = backend.clock()
+        self.asked = now = backend.clock()
         self.future = future
         self.failure = failure
+        self.costs: list[int] | None = None
+        self.wants: list[int] | None = None
+        if backend.leasing:
+            self._lease(now)
+
+    def _lease(self, now: int) -> None:
+        """Pay what can be paid from leases, and ask for more of what is asked for often."""
+        backend, costs, wants = self.backend, [], []
+        wall = backend.wall()
+        for meter, key, cost in self.charges:
+            lease = meter.leases.get(key)
+            want = 0
+            if lease is None:
+                if cost:
+                    backend.watch(meter, key, now)
+            elif cost and meter.usable(lease, now, wall) >= cost:
+                lease.left -= cost
+                cost = 0
+            elif cost:
+                want = lease.ask(now, meter.most_ahead(backend.instances))
+            costs.append(cost)
+            wants.append(want)
+        self.costs, self.wants = costs, wants
+
+    def payload(self) -> bytes:
+        if self.costs is None or self.wants is None:
+            return super().payload()
+        wall, holder = self.backend.wall(), self.backend.holder
+        parts = [_HEAD.pack(SPEND, len(self.charges), 0)]
+        for (meter, key, _), cost, want in zip(self.charges, self.costs, self.wants, strict=True):
+            lease = meter.leases.get(key) if want else None
+            parts.append(meter.record(cost, want, wall, holder, lease.left) if lease else meter.record(cost, 0, wall))
+        return b"".join(parts)
+
+    def _settle_leases(self, reply: list[int], at: int, verdict: Verdict | None) -> None:
+        """Give back what was paid in vain, add what was taken ahead, and count it as there in the verdict.
+
+        ``reply`` is from ``at`` on, if there is one.
+        """
+        admitted = verdict is not None and verdict.waits is None
+        for nth, ((meter, key, full), cost, want) in enumerate(
+            zip(self.charges, self.costs or (), self.wants or (), strict=True)
+        ):
+            lease = meter.leases.get(key)
+            if lease is None:
+                continue
+            if not admitted:
+                lease.left += full - cost
+            if want:
+                granted = admitted and reply[at + 3 * nth + 2] == 1
+                lease.answer(want if granted else 0)
+            if verdict is not None:
+                lease.state = verdict.states[nth]
+                if lease.left:
+                    verdict.states[nth] = state = meter.unspent(lease, verdict.now)
+                    verdict.left[nth] = meter.rate.remaining(state, verdict.now)
 
     def settle(self, reply: list[int], at: int, now: int) -> int:
         status = reply[at]
@@ -100,7 +159,7 @@ class Spend(Question):
             self.retry(now)
             return at
         now *= MICROSECOND
-        charges = self.charges
+        first, charges = at, self.charges
         states: list[int] = []
         lefts: list[int] = []
         for meter, _, _ in charges:
@@ -110,21 +169,26 @@ class Spend(Question):
             at += 3
         waits: list[int] | None = None
         if status == REFUSED:
+            costs = self.costs or [cost for _, _, cost in charges]
             waits = [
                 meter.rate.wait(state, now, cost) if cost else 0
-                for (meter, _, cost), state in zip(charges, states, strict=True)
+                for (meter, _, _), state, cost in zip(charges, states, costs, strict=True)
             ]
             if not any(waits):
                 raise ValueError("a refusal of nothing")
         elif status != DONE:
             raise ValueError("no such status")
         verdict = Verdict(cast("Sequence[Charge]", charges), states, lefts, waits, now, now)
+        if self.costs is not None:
+            self._settle_leases(reply, first, verdict)
         if waits is not None:
             self.backend.remember(charges, verdict, self.asked)
         self.done(verdict)
         return at
 
     def fail(self, result: Result) -> None:
+        if self.costs is not None:
+            self._settle_leases([], 0, None)
         self.done(None)
 
     def done(self, verdict: Verdict | None) -> None:
@@ -154,9 +218,11 @@ class Part(Spend):
 
 @final
 class Note(Question):
-    """A debit or a refund. ``taken`` is completed with what a debit took, at the positions ``places``."""
+    """A debit or a refund. ``taken`` is completed with what a debit took, at the positions ``places``; ``holder`` has
+    nothing left of the charges from now on.
+    """
 
-    __slots__ = ("places", "taken")
+    __slots__ = ("holder", "places", "taken")
 
     def __init__(
         self,
@@ -168,10 +234,15 @@ class Note(Question):
         since: int,
         places: list[int],
         taken: list[int] | None,
+        holder: int = 0,
     ) -> None:
         super().__init__(backend, op, charges, slot, deadline, since)
         self.places = places
         self.taken = taken
+        self.holder = holder
+
+    def payload(self) -> bytes:
+        return self._payload(self.holder)
 
     def settle(self, reply: list[int], at: int, now: int) -> int:
         status = reply[at]
@@ -212,6 +283,30 @@ class Probe(Question):
 
     def fail(self, result: Result) -> None:
         self.node.probed(well=False)
+
+
+@final
+class Beat(Question):
+    """A sign of life, or with ``held`` 0 a farewell. The answer says how many others there are."""
+
+    __slots__ = ("held",)
+
+    def __init__(self, backend: RedisBackend, deadline: float, held: int = 1) -> None:
+        super().__init__(backend, SPEND, [], slot_of(b"instances"), deadline, 0)
+        self.held = held
+
+    def names(self) -> list[bytes]:
+        return [self.backend.names.prefix + b":{instances}:instances"]
+
+    def payload(self) -> bytes:
+        return _HEAD.pack(SPEND, 1, 0) + slots(self.backend.holder, self.held, 0, None, LIFE)
+
+    def settle(self, reply: list[int], at: int, now: int) -> int:
+        if reply[at] != DONE or reply[at + 3] < 0:
+            raise ValueError("no such number")
+        self.backend.told(now)
+        self.backend.counted(reply[at + 3])
+        return at + 4
 
 
 @final

@@ -10,7 +10,9 @@ from __future__ import annotations
 import logging
 import random as random_module
 from asyncio import AbstractEventLoop, _get_running_loop
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from secrets import randbits
 from time import monotonic_ns, time_ns
 from typing import Any, cast, final
 
@@ -18,6 +20,7 @@ from seawall.backends import Charge, Failure, Key, Observer, Verdict
 from seawall.backends.redis.address import Address, parse
 from seawall.backends.redis.asks import DEBIT, REFUND
 from seawall.backends.redis.keys import Names
+from seawall.backends.redis.leases import IDLE, MOST_LEASES, Lease
 from seawall.backends.redis.meters import MICROSECOND, BucketMeter, QuotaMeter, SharedMeter
 from seawall.backends.redis.node import Script
 from seawall.backends.redis.session import Session
@@ -63,6 +66,7 @@ class RedisBackend:
         script: Script | None = None,
     ) -> None:
         self.address: Address = parse(url)
+        self.context = self.address.tls.context() if self.address.tls is not None else None
         self.on_failure: Failure = on_failure
         self.observer: Observer | None = None
         self.share = LocalShare(max_keys=max_keys, clock=clock, wall_clock=wall_clock)
@@ -73,6 +77,13 @@ class RedisBackend:
         self.clock = clock
         self.timeout = timeout_ns / SECOND
         self._wall = wall_clock
+        self.holder = randbits(51) | 1
+        """Who this is among those who have leases and slots, and are counted."""
+        self.instances = instances or 1
+        self.watched: deque[Lease] = deque()
+        self.leasing = False
+        self._leases = leases
+        self._expected = instances
         self._deny_cache = deny_cache
         self._meters: dict[tuple[str, str, Rate | Quota], SharedMeter] = {}
         self._ahead_ns: int | None = None
@@ -142,8 +153,59 @@ class RedisBackend:
                     if verdict is not None:
                         return verdict
                     break
-        session = self.session()
-        return session.spend(own, failure)
+        if self.watched:
+            verdict = self._from_leases(own)
+            if verdict is not None:
+                return verdict
+        return self.session().spend(own, failure)
+
+    def _from_leases(self, charges: Sequence[tuple[SharedMeter, Key, int]]) -> Verdict | None:
+        """Pay with what was taken ahead, if that is enough for all of ``charges``."""
+        now, wall = self.clock(), self.wall()
+        leases = []
+        for meter, key, cost in charges:
+            lease = meter.leases.get(key)
+            if lease is None or not cost or meter.usable(lease, now, wall) < cost:
+                return None
+            leases.append(lease)
+        states, lefts = [], []
+        for lease, (meter, _, cost) in zip(leases, charges, strict=True):
+            lease.left -= cost
+            state = meter.unspent(lease, wall)
+            states.append(state)
+            lefts.append(meter.rate.remaining(state, wall))
+        return Verdict(cast("Sequence[Charge]", charges), states, lefts, None, wall, wall)
+
+    def watch(self, meter: SharedMeter, key: Key, now: int) -> None:
+        """See whether a key becomes hot."""
+        if len(self.watched) < MOST_LEASES and meter.most_ahead(self.instances):
+            lease = meter.leases[key] = Lease(meter, key, now)
+            self.watched.append(lease)
+            self.session().sweep_soon()
+
+    def sweep(self, most: int) -> None:
+        """Look at the ``most`` that were not looked at for longest, and give back what has become idle of them."""
+        now = self.clock()
+        for _ in range(min(most, len(self.watched))):
+            lease = self.watched.popleft()
+            if lease.asking or now - lease.asked < IDLE:
+                self.watched.append(lease)
+            else:
+                self.give_back(lease)
+
+    def give_back(self, lease: Lease, session: Session | None = None) -> None:
+        """Let go of a key, and return what was taken of it ahead."""
+        meter, session = lease.meter, session or self.session()
+        del meter.leases[lease.key]
+        if lease.left:
+            session.note(REFUND, [(0, (meter, lease.key, lease.left))], self.wall(), None, holder=self.holder)
+
+    def counted(self, others: int) -> None:
+        """So many other processes are there."""
+        self.instances = max(others + 1, self._expected or 1)
+        self.leasing = self._leases
+        if self._expected is None:
+            self.share.instances = self.instances
 
     def _refused_before(self, charges: Sequence[tuple[SharedMeter, Key, int]]) -> Verdict | None:
         """What is still known to be refused; nothing, if it may be admitted by now."""
@@ -204,7 +266,9 @@ class RedisBackend:
                 elif taken is not None:
                     taken[at] = self.share.debit([charge])[0]
             else:
-                shared.append((at, cast("tuple[SharedMeter, Key, int]", charge)))
+                own = cast("tuple[SharedMeter, Key, int]", charge)
+                own[0].denied.pop(own[1], None)
+                shared.append((at, own))
         if shared and _get_running_loop() is not None:
             self.session().note(op, shared, since, taken)
 

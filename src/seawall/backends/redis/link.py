@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from ssl import SSLContext
 from typing import Any, TypeAlias, cast, final
 
 import hiredis
@@ -116,8 +117,13 @@ class Link(asyncio.Protocol):
             self.drop("mismatch")
 
 
-async def connect(address: Address, endpoint: Endpoint, *, sentinel: bool = False) -> Link:
-    """A connection that has introduced itself. Raises `LinkError`, or `TimeoutError` after `CONNECT_TIMEOUT`."""
+async def connect(
+    address: Address, endpoint: Endpoint, context: SSLContext | None = None, *, sentinel: bool = False
+) -> Link:
+    """A connection that has introduced itself. Raises `LinkError`, or `TimeoutError` after `CONNECT_TIMEOUT`.
+
+    ``context`` is made once, for it reads files and takes 20 ms.
+    """
     loop = asyncio.get_running_loop()
     link: Link | None = None
     try:
@@ -125,12 +131,12 @@ async def connect(address: Address, endpoint: Endpoint, *, sentinel: bool = Fals
             if endpoint.path:
                 _, link = await loop.create_unix_connection(Link, endpoint.path)
             else:
-                context = address.tls.context() if address.tls is not None else None
                 _, link = await loop.create_connection(Link, endpoint.host, endpoint.port, ssl=context)
             await _introduce(link, address, sentinel=sentinel)
             return link
-    except OSError as error:
-        raise LinkError(f"{endpoint}: {error.strerror or type(error).__name__}") from None
+    except (OSError, UnicodeError) as error:  # the latter of names that are none
+        told = error.strerror if isinstance(error, OSError) else None
+        raise LinkError(f"{endpoint}: {told or type(error).__name__}") from None
     finally:
         if link is not None and not link.release:
             link.drop("connection")
@@ -141,8 +147,8 @@ async def _introduce(link: Link, address: Address, *, sentinel: bool) -> None:
     if sentinel:
         username, password = address.sentinel_username, address.sentinel_password
     hello: list[Any] = ["HELLO", "2"]
-    if password is not None:
-        hello += ["AUTH", username or "default", password]
+    if username is not None or password is not None:
+        hello += ["AUTH", username or "default", password or ""]
     told = await link.ask(*hello, "SETNAME", "seawall")
     about = dict(zip(told[::2], told[1::2], strict=False)) if isinstance(told, list) else {}
     version = about.get(b"version", b"0")

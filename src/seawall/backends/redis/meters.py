@@ -7,6 +7,7 @@ from typing import TypeAlias, final
 
 from seawall.backends import Key, Meter
 from seawall.backends.redis.keys import Names
+from seawall.backends.redis.leases import HELD, SPENT_BY, Lease
 from seawall.backends.share import LocalMeter
 from seawall.rate import Quota, Rate
 
@@ -18,6 +19,8 @@ _BUCKET = Struct("<B7d")
 _LEASE = Struct("<2d")
 _NO_LEASE = _LEASE.pack(0, 0)
 _QUOTA = Struct("<B8d")
+_SLOTS = Struct("<B5d")
+_NO_LIMIT = 1 << 50
 
 
 @final
@@ -29,7 +32,7 @@ class BucketMeter(Meter):
     exact as `seawall.rate`, whose units are these parts.
     """
 
-    __slots__ = ("_records", "bucket", "denied", "local", "per_us", "suffix", "tags")
+    __slots__ = ("_records", "bucket", "denied", "leases", "local", "per_us", "suffix", "tags")
 
     def __init__(self, name: str, store: str, rate: Rate, names: Names, local: LocalMeter) -> None:
         super().__init__(name, store, rate)
@@ -41,12 +44,25 @@ class BucketMeter(Meter):
         if rate.ceiling // self.per_us >= _LONGEST_US:
             raise ValueError(f"the limit {name!r} takes more than 35 years to refill: lower its burst")
         self.denied: dict[Key, tuple[int, int, int]] = {}
+        self.leases: dict[Key, Lease] = {}
         self._records: dict[int, bytes] = {}
 
     def key(self, key: Key) -> bytes:
         return self.tags[key] + self.suffix
 
-    def record(self, cost: int, lease: int, wall: int) -> bytes:
+    def most_ahead(self, instances: int) -> int:
+        """Units that a lease may be, beyond the one that is being spent."""
+        return max(1, self.bucket.burst // (4 * instances)) - 1
+
+    def unspent(self, lease: Lease, wall: int) -> int:
+        """The bucket in which nothing of ``lease`` was taken that is not spent yet, at ``wall``."""
+        return max(lease.state - lease.left * self.bucket.interval, wall * self.bucket.scale)
+
+    def usable(self, lease: Lease, now: int, wall: int) -> int:
+        """What may be spent of ``lease``."""
+        return lease.left
+
+    def record(self, cost: int, lease: int, wall: int, holder: int = 0, mine: int = 0) -> bytes:
         """A charge of ``cost``, and the wish for ``lease`` units ahead."""
         rate, per_us = self.bucket, self.per_us
         record = self._records.get(cost)
@@ -74,7 +90,7 @@ class BucketMeter(Meter):
 class QuotaMeter(Meter):
     """A calendar quota in Redis. ``local`` and ``denied`` are as a bucket's."""
 
-    __slots__ = ("denied", "local", "quota", "suffix", "tags")
+    __slots__ = ("denied", "leases", "local", "quota", "suffix", "tags")
 
     def __init__(self, name: str, store: str, rate: Quota, names: Names, local: LocalMeter) -> None:
         # One of its own: it remembers the window it is in, by the server's clock.
@@ -84,16 +100,32 @@ class QuotaMeter(Meter):
         self.tags = names.tags(store)
         self.suffix = names.limit("quota", name, store, rate.span, rate.zone)
         self.denied: dict[Key, tuple[int, int, int]] = {}
+        self.leases: dict[Key, Lease] = {}
 
     def key(self, key: Key) -> bytes:
         return self.tags[key] + self.suffix
 
-    def record(self, cost: int, lease: int, wall: int) -> bytes:
-        """A charge of ``cost`` in the window around ``wall``."""
+    def most_ahead(self, instances: int) -> int:
+        """Units that a lease may be. Less than of a bucket, for what is lost of a quota is lost for the day."""
+        return max(1, self.quota.limit // (100 * instances)) - 1
+
+    def unspent(self, lease: Lease, wall: int) -> int:
+        """The count without what of ``lease`` is not spent yet."""
+        return max(lease.state - lease.left, self.quota.enter(wall))
+
+    def usable(self, lease: Lease, now: int, wall: int) -> int:
+        """What may be spent of ``lease``: nothing once its window is over, or once it may be somebody else's."""
+        if lease.state >= self.quota.enter(wall) and now - lease.asked < SPENT_BY:
+            return lease.left
+        return 0
+
+    def record(self, cost: int, lease: int, wall: int, holder: int = 0, mine: int = 0) -> bytes:
+        """A charge of ``cost`` in the window around ``wall``, and the wish of ``holder``, who has ``mine`` left, for
+        ``lease`` units ahead. Without a holder nothing is noted of who has how much."""
         quota = self.quota
         quota.enter(wall)
         start, stop = quota.start_ns // MICROSECOND, quota.end_ns // MICROSECOND
-        return _QUOTA.pack(1, start, stop, quota.limit, cost, 0, 0, 0, 0)
+        return _QUOTA.pack(1, start, stop, quota.limit, cost, lease, holder, mine, HELD // MICROSECOND)
 
     def empty(self, now: int) -> int:
         """The count of somebody who has spent nothing."""
@@ -107,3 +139,8 @@ class QuotaMeter(Meter):
 
 
 SharedMeter: TypeAlias = BucketMeter | QuotaMeter
+
+
+def slots(holder: int, held: int, take: int, limit: int | None, span_ns: int) -> bytes:
+    """The wish of ``holder``, who has ``held`` slots of ``limit``, for ``take`` more, all for ``span_ns``."""
+    return _SLOTS.pack(2, holder, held, take, _NO_LIMIT if limit is None else limit, span_ns // MICROSECOND)

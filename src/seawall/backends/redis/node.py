@@ -148,6 +148,10 @@ class Node:
         return f"<Node {self.name}: {self.breaker!r}, {self._link!r}>"
 
     @property
+    def connected(self) -> bool:
+        return self._link is not None and self.breaker.closed
+
+    @property
     def asked(self) -> int:
         """Asks that have no reply yet."""
         return len(self._pending) + sum(len(batch.asks) for batch in self._flights)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from asyncio import AbstractEventLoop
+from asyncio import AbstractEventLoop, TimerHandle
 from collections.abc import Awaitable, Sequence
 from typing import TYPE_CHECKING, Any, cast, final
 
 from seawall.backends import Failure, Key, Verdict
 from seawall.backends.breaker import Breaker
-from seawall.backends.redis.asks import Joint, Note, Part, Probe, Question, Shared, Spend
+from seawall.backends.redis.asks import Beat, Joint, Note, Part, Probe, Question, Shared, Spend
 from seawall.backends.redis.keys import slot_of, tag_of
 from seawall.backends.redis.link import Link
 from seawall.backends.redis.meters import BucketMeter, SharedMeter
@@ -19,6 +19,12 @@ from seawall.rate import SECOND, Rate
 
 if TYPE_CHECKING:
     from seawall.backends.redis.backend import RedisBackend
+
+BEAT = 2.0
+"""Seconds between two signs of life."""
+SWEEP = 0.05
+MOST_SWEPT = 64
+"""Seconds between two looks at leases, and leases that one looks at: 0.1 ms."""
 
 _logger = logging.getLogger("seawall")
 
@@ -31,12 +37,12 @@ class Session:
         self.loop = loop
         self._backend = backend
         self._canary = cast(BucketMeter, backend.meter("canary", "canary", Rate(1_000, SECOND)))
-        address = backend.address
-        self._routes: Routes = (
-            Cluster(address, self._make) if address.kind == "cluster" else OneServer(address, self._make)
-        )
+        address, kind = backend.address, Cluster if backend.address.kind == "cluster" else OneServer
+        self._routes: Routes = kind(address, backend.context, self._make)
         self._one: Node | None = None if address.kind == "cluster" else self._routes.node(0)
         self._slots: dict[bytes, int] = {}
+        self._sweeping: TimerHandle | None = None
+        self._beating: TimerHandle | None = None
 
     def __repr__(self) -> str:
         return f"<Session {list(self._routes.nodes.values())}>"
@@ -68,6 +74,27 @@ class Session:
             _logger.warning("seawall: %s is away (%s); each rule does what it says for that", node.name, reason)
         else:
             _logger.info("seawall: connected to %s (%s)", node.name, link.release)
+            if self._beating is None:
+                self._beat()
+
+    def _beat(self) -> None:
+        """Be counted, and count."""
+        self._beating = self.loop.call_later(BEAT, self._beat)
+        beat = Beat(self._backend, self.loop.time() + self._backend.timeout)
+        node = self._one or self._routes.node(beat.slot)
+        if node.breaker.closed:
+            node.submit(beat)
+
+    def sweep_soon(self) -> None:
+        """Have idle leases looked for."""
+        if self._sweeping is None:
+            self._sweeping = self.loop.call_later(SWEEP, self._sweep)
+
+    def _sweep(self) -> None:
+        self._sweeping = None
+        self._backend.sweep(MOST_SWEPT)
+        if self._backend.watched:
+            self.sweep_soon()
 
     def _probe(self, node: Node) -> Ask:
         key = self._backend.names.canary(lambda slot: self._routes.has(node, slot))
@@ -111,7 +138,13 @@ class Session:
         return future
 
     def note(
-        self, op: int, charges: Sequence[tuple[int, tuple[SharedMeter, Key, int]]], since: int, taken: list[int] | None
+        self,
+        op: int,
+        charges: Sequence[tuple[int, tuple[SharedMeter, Key, int]]],
+        since: int,
+        taken: list[int] | None,
+        *,
+        holder: int = 0,
     ) -> None:
         """Debit or refund. Where a server is away nothing is, which the caller of a debit does not get back either."""
         backend = self._backend
@@ -130,6 +163,7 @@ class Session:
                 since // 1_000,
                 [charges[at][0] for at in places],
                 taken,
+                holder,
             )
             node.submit(note)
 
@@ -154,7 +188,17 @@ class Session:
         self._routes.close()
 
     async def aclose(self) -> None:
-        """Wait for what is asked, as long as it may take, and close the connections."""
+        """Give back what was taken ahead, wait for what is asked, as long as it may take, and close the connections."""
+        for timer in (self._sweeping, self._beating):
+            if timer is not None:
+                timer.cancel()
+        backend = self._backend
+        while backend.watched:
+            backend.give_back(backend.watched.popleft(), self)
+        gone = Beat(backend, self.loop.time() + backend.timeout, held=0)
+        node = self._one or self._routes.node(gone.slot)
+        if node.connected:
+            node.submit(gone)
         self._routes.close()
         for node in list(self._routes.nodes.values()):
             await node.aclose()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from functools import partial
+from ssl import SSLContext
 from typing import Any, Protocol, final
 
 from seawall.backends.redis.address import Address, Endpoint
@@ -20,12 +21,12 @@ MAP_AGAIN = 1.0
 """Seconds between two readings of a cluster's map, and between two looks for a master."""
 
 
-async def dial(address: Address) -> Link:
+async def dial(address: Address, context: SSLContext | None) -> Link:
     """A connection to the server of a URL, or to the master that its Sentinels name. Raises as `connect` does."""
     if address.kind != "sentinel":
-        return await connect(address, address.hosts[0])
-    master = await _master(address)
-    link = await connect(address, master)
+        return await connect(address, address.hosts[0], context)
+    master = await _master(address, context)
+    link = await connect(address, master, context)
     role = await link.ask("ROLE")
     if role[0] != b"master":
         link.drop("connection")
@@ -33,10 +34,10 @@ async def dial(address: Address) -> Link:
     return link
 
 
-async def _master(address: Address) -> Endpoint:
+async def _master(address: Address, context: SSLContext | None) -> Endpoint:
     """What the first Sentinel that answers says. All are asked at once: a dead one takes a second."""
     reasons = []
-    tasks = [asyncio.create_task(_ask_sentinel(address, sentinel)) for sentinel in address.hosts]
+    tasks = [asyncio.create_task(_ask_sentinel(address, sentinel, context)) for sentinel in address.hosts]
     try:
         for answer in asyncio.as_completed(tasks):
             try:
@@ -50,8 +51,8 @@ async def _master(address: Address) -> Endpoint:
     raise LinkError("no Sentinel names a master: " + "; ".join(reasons))
 
 
-async def _ask_sentinel(address: Address, sentinel: Endpoint) -> Endpoint:
-    link = await connect(address, sentinel, sentinel=True)
+async def _ask_sentinel(address: Address, sentinel: Endpoint, context: SSLContext | None) -> Endpoint:
+    link = await connect(address, sentinel, context, sentinel=True)
     try:
         async with asyncio.timeout(1):
             found = await link.ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", address.service)
@@ -80,9 +81,9 @@ class Routes(Protocol):
 class OneServer:
     """Everything is asked of one node, wherever it is found."""
 
-    def __init__(self, address: Address, make: Callable[..., Node]) -> None:
+    def __init__(self, address: Address, context: SSLContext | None, make: Callable[..., Node]) -> None:
         name = str(address.hosts[0]) if address.kind == "single" else f"master {address.service}"
-        self._node = make(name, lambda: dial(address))
+        self._node = make(name, partial(dial, address, context))
         self.nodes = {name: self._node}
 
     def node(self, slot: int) -> Node:
@@ -103,8 +104,9 @@ class Cluster:
     been debited then, so the other one is asked, in time or not at all.
     """
 
-    def __init__(self, address: Address, make: Callable[..., Node]) -> None:
+    def __init__(self, address: Address, context: SSLContext | None, make: Callable[..., Node]) -> None:
         self._address = address
+        self._context = context
         self._make = make
         self._loop = asyncio.get_running_loop()
         self._map: list[Node | None] = [None] * SLOTS
@@ -127,7 +129,7 @@ class Cluster:
         known = self.nodes.get(name)
         if known is None:
             self._endpoints[name] = endpoint
-            dial = partial(connect, self._address, endpoint)
+            dial = partial(connect, self._address, endpoint, self._context)
             known = self.nodes[name] = self._make(name, dial, redirect=self, one_slot=True)
         return known
 
@@ -173,7 +175,7 @@ class Cluster:
             self._reading = None
 
     async def _ask_for_map(self, endpoint: Endpoint) -> Any:
-        link = await connect(self._address, endpoint)
+        link = await connect(self._address, endpoint, self._context)
         try:
             async with asyncio.timeout(1):
                 return await link.ask("CLUSTER", "SLOTS")
