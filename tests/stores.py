@@ -272,7 +272,11 @@ class Server:
 
     def info(self, section: str = "default") -> dict[str, str]:
         """The fields of INFO."""
-        return _fields(self.command("INFO", section))
+        try:
+            said = self.command("INFO", section)
+        except redis.ConnectionError:  # a Sentinel that changes its role makes it close every connection
+            said = self.command("INFO", section)
+        return _fields(said)
 
     def calls(self) -> dict[str, int]:
         """How often each command was called since the last CONFIG RESETSTAT: ``{"evalsha": 3}``."""
@@ -328,8 +332,9 @@ class Server:
         reason = "it ended"
         while self._process.poll() is None:
             try:
+                self._connect()
                 answered = self.info("server")["process_id"]
-            except (redis.ConnectionError, redis.TimeoutError) as error:  # which a server that loads is as well
+            except (OSError, redis.ConnectionError, redis.TimeoutError) as error:  # as from a server that loads
                 reason = str(error)
             else:
                 if answered == str(self.pid):
@@ -341,6 +346,12 @@ class Server:
         self.kill()
         said = "\n".join(self.log.read_text(errors="replace").splitlines()[-20:])
         raise AssertionError(f"{self.binary} does not answer within {START_TIMEOUT:g} s: {reason}\n{said}")
+
+    def _connect(self) -> None:
+        """Fail unless it accepts connections; redis-py would leave an open socket behind."""
+        with socket.socket(socket.AF_UNIX if self.socket else socket.AF_INET) as client:
+            client.settimeout(COMMAND_TIMEOUT)
+            client.connect(str(self.socket) if self.socket else self.address)
 
     def _end(self, *signals: signal.Signals) -> None:
         for client in self._clients:

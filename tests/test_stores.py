@@ -92,8 +92,9 @@ def test_a_server_with_tls_is_trusted_by_its_authority_alone() -> None:
         assert server.client(**shown).ping()
         with pytest.raises(redis.ConnectionError, match="CERTIFICATE_VERIFY_FAILED"):
             server.client(server.url.replace(str(known.ca), str(stranger.ca)), **shown).ping()
-        with pytest.raises(redis.ConnectionError, match="CERTIFICATE_REQUIRED"):
+        with pytest.raises(redis.ConnectionError):
             server.client().ping()
+        assert "peer did not return a certificate" in server.log.read_text()
 
 
 def test_a_server_that_cannot_start_says_why() -> None:
@@ -114,6 +115,16 @@ def server(request: pytest.FixtureRequest) -> Path:
     return found or pytest.skip("there is no redis-server on PATH")
 
 
+def refusal(server: Server, *command: str) -> str:
+    """An error as the server sends it: what redis-py makes of it depends on its version."""
+    line = Line(server.address)
+    with line.socket:
+        line.ask("AUTH", server.password or "")
+        assert line.read(5) == b"+OK\r\n"
+        line.ask(*command)
+        return line.socket.makefile().readline().rstrip()
+
+
 @pytest.mark.slow
 def test_the_nodes_of_a_cluster_share_the_slots(server: Path) -> None:
     with cluster(server=server, password="secret") as nodes:
@@ -125,8 +136,7 @@ def test_the_nodes_of_a_cluster_share_the_slots(server: Path) -> None:
             if node is owner:
                 assert node.command("SET", "key", "value") == "OK"
             else:
-                with pytest.raises(redis.exceptions.MovedError, match=rf"{slot} {HOST}:{owner.port}"):
-                    node.command("SET", "key", "value")
+                assert refusal(node, "SET", "key", "value") == f"-MOVED {slot} {HOST}:{owner.port}"
 
 
 @pytest.mark.slow
@@ -141,12 +151,9 @@ def test_a_migration_can_be_stopped_where_clients_are_told_ask_and_tryagain(serv
         migration.begin()
         assert source.command("MGET", "{tag}1", "{tag}2") == ["one", "two"]
         assert migration.move("{tag}1") == ["{tag}1"]
-        with pytest.raises(redis.exceptions.AskError, match=f"{slot} {HOST}:{target.port}"):
-            source.command("GET", "{tag}1")
-        with pytest.raises(redis.exceptions.TryAgainError):
-            source.command("MGET", "{tag}1", "{tag}2")
-        with pytest.raises(redis.exceptions.MovedError):
-            target.command("GET", "{tag}1")
+        assert refusal(source, "GET", "{tag}1") == f"-ASK {slot} {HOST}:{target.port}"
+        assert refusal(source, "MGET", "{tag}1", "{tag}2").startswith("-TRYAGAIN")
+        assert refusal(target, "GET", "{tag}1") == f"-MOVED {slot} {HOST}:{source.port}"
         assert migration.move() == ["{tag}2"]
         migration.finish()
 
@@ -357,9 +364,8 @@ def test_a_proxy_answers_with_garbage(store: Server, proxy: Proxy, line: Line) -
 
 def test_a_proxy_resets_its_clients_while_there_is_no_server() -> None:
     with Proxy((HOST, free_port())) as proxy:
-        line = Line(proxy.address)
-        with line.socket, pytest.raises(ConnectionResetError):
-            line.read(1)
+        with pytest.raises(ConnectionResetError), Line(proxy.address).socket as client:
+            client.recv(1)
         eventually((1, 0), lambda: (proxy.connections, proxy.open))
 
 
