@@ -16,7 +16,7 @@ from hashlib import blake2b
 from typing import Any, Literal, Protocol, TypeAlias, final
 from uuid import UUID
 
-from seawall.backends import LISTED, Backend, Charge, Failure, Key, Meter, Verdict
+from seawall.backends import LISTED, Backend, Charge, Failure, Key, Meter, Permit, Verdict
 from seawall.decision import NEVER, Mode, Outcome
 from seawall.overload.limiter import MOST_GROUPS, Limiter
 from seawall.overload.queue import DONE, Claim
@@ -206,7 +206,7 @@ class Ticket(Claim):
         self.verdict: Verdict | None = None
         self.charged = False
         self.held = False
-        self.permit: Key | None = None
+        self.permit: Key | Permit | None = None
         self.stream: tuple[str, Key] | None = None
         self.limiter: Limiter | None = None
         self.deadline = 0

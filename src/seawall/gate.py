@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeAlias, final
 
 from seawall.admission import DEFAULT_ROUTE, Admission, Closest, Denied, Entry, Profile, Stage, Terms, TermsCompiler
-from seawall.backends import Backend, Charge, Key, SharedBackend, Verdict
+from seawall.backends import Backend, Charge, FleetBackend, Key, SharedBackend, Verdict
 from seawall.decision import Clock, Mode
 from seawall.hints import Hint, Hints
 from seawall.identity import ClientIP, NetworkSet, TenantSource
@@ -246,7 +246,8 @@ class Gate:
             self.streams = Streams(status, random)
             stages.append(self.streams)
         plans = [*policy.plans.values(), *(tenant.plan for tenant in policy.tenants.values())]
-        if "concurrency" in parts and any(plan.concurrency for plan in plans):
+        limited = "concurrency" in parts and any(plan.concurrency for plan in plans)
+        if limited and not isinstance(self.backend, FleetBackend):
             stages.append(self.concurrency)
         if parts & {"rate", "quota"}:
             shared = self.shared

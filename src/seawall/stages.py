@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import cast, final
 
 from seawall.admission import Answer, Denied, Entry, Terms, Ticket, charges_of
-from seawall.backends import Backend, Key, SharedBackend, Verdict
+from seawall.backends import Backend, FleetBackend, Full, Key, Permit, SharedBackend, Verdict
 from seawall.decision import NEVER, Outcome
 
 CALLER = 429
@@ -40,8 +40,7 @@ class TenantConcurrency:
         principal = ticket.principal
         running = self._in_flight.get(principal, 0)
         if running >= limit:
-            # Nobody can know when a request of its own ends; one second is when it is worth trying again.
-            return Denied(CALLER, self.name, ((self.name, 1),), ticket.terms)
+            return full(ticket.terms)
         self._in_flight[principal] = running + 1
         ticket.permit = principal
         ticket.held = True
@@ -49,7 +48,7 @@ class TenantConcurrency:
 
     def settle(self, ticket: Ticket, outcome: Outcome, *, refund: bool) -> None:
         principal = ticket.permit
-        if principal is None:
+        if principal is None or isinstance(principal, Permit):
             return
         ticket.permit = None
         running = self._in_flight[principal] - 1
@@ -109,26 +108,52 @@ class SharedSpending(Spending):
     def __init__(self, backend: SharedBackend, random: Callable[[], float]) -> None:
         super().__init__(backend)
         self._shared = backend
+        self._fleet = backend if isinstance(backend, FleetBackend) else None
         self._random = random
 
     def admit(self, ticket: Ticket) -> Answer | Awaitable[Answer]:
         terms = ticket.terms
-        if not terms.charges:
+        charges = charges_of(ticket, terms.charges)
+        answer: Verdict | Full | None | Awaitable[Verdict | Full | None]
+        if self._fleet is not None and terms.concurrency is not None:
+            permit = self._fleet.permit(terms.profile.store, ticket.principal, terms.concurrency)
+            # Known to the ticket before it is granted, or whoever is cancelled in between keeps it for ever.
+            ticket.permit, ticket.held = permit, True
+            answer = self._fleet.spend_with(permit, charges, terms.failure)
+        elif charges:
+            answer = self._shared.spend(charges, terms.failure)
+        else:
             return None
-        verdict = self._shared.spend(charges_of(ticket, terms.charges), terms.failure)
-        if verdict is None or isinstance(verdict, Verdict):
-            return self._decide(ticket, verdict)
-        return self._ask(ticket, verdict)
+        if answer is None or isinstance(answer, Verdict | Full):
+            return self._decide(ticket, answer)
+        return self._ask(ticket, answer)
 
-    async def _ask(self, ticket: Ticket, pending: Awaitable[Verdict | None]) -> Answer:
+    async def _ask(self, ticket: Ticket, pending: Awaitable[Verdict | Full | None]) -> Answer:
         return self._decide(ticket, await pending)
 
-    def _decide(self, ticket: Ticket, verdict: Verdict | None) -> Answer:
+    def _decide(self, ticket: Ticket, verdict: Verdict | Full | None) -> Answer:
         if verdict is None:
             return unanswered(self._shared, ticket.terms, self._random)
+        if isinstance(verdict, Full):
+            return full(ticket.terms)
         ticket.verdict = verdict
         ticket.charged = verdict.admitted
         return None if verdict.admitted else self._deny(ticket, verdict)
+
+    def settle(self, ticket: Ticket, outcome: Outcome, *, refund: bool) -> None:
+        permit = ticket.permit
+        if self._fleet is not None and isinstance(permit, Permit):
+            ticket.permit = None
+            self._fleet.release(permit)
+        super().settle(ticket, outcome, refund=refund)
+
+
+def full(terms: Terms) -> Denied:
+    """What to say to a caller who has as much in flight as it may.
+
+    Nobody can know when a request of its own ends; one second is when it is worth trying again.
+    """
+    return Denied(CALLER, "concurrency", (("concurrency", 1),), terms)
 
 
 def unanswered(backend: SharedBackend, terms: Terms, random: Callable[[], float]) -> Denied | None:

@@ -139,14 +139,18 @@ class SharedBackend(Backend, Protocol):
     outlives event loops: whoever uses it after `aclose`, or on another loop, makes it connect anew.
     """
 
-    on_failure: Failure
-    """What holds for requests whose rule says nothing."""
-
-    up: bool
-    """Whether the store is asked: not while it is known to be away."""
-
     observer: Observer | None
     """Who is told of calls and of decisions without the store. Set before the first request, by whoever counts."""
+
+    @property
+    def on_failure(self) -> Failure:
+        """What holds for requests whose rule says nothing."""
+        ...
+
+    @property
+    def up(self) -> bool:
+        """Whether the store is asked: not while it is known to be away."""
+        ...
 
     def spend(
         self, charges: Sequence[Charge], failure: Failure | None = None
@@ -163,4 +167,47 @@ class SharedBackend(Backend, Protocol):
 
         Not needed: the first `spend` connects as well, but pays for it.
         """
+        ...
+
+
+class Permit:
+    """A wish for one of the slots that a caller has over the whole fleet. ``held`` once it was granted."""
+
+    __slots__ = ("held",)
+
+    held: bool
+
+
+class Full:
+    """What a fleet answers whose caller has no slot left. Nothing was taken then. There is one, `FULL`."""
+
+    __slots__ = ()
+
+
+FULL = Full()
+
+
+@runtime_checkable
+class FleetBackend(SharedBackend, Protocol):
+    """A shared backend that also counts what its callers have in flight in all processes together."""
+
+    def permit(self, store: str, key: Key, limit: int) -> Permit:
+        """A wish for one of ``limit`` slots, to hand to `spend_with`. It is released in any case."""
+        ...
+
+    def spend_with(
+        self, permit: Permit, charges: Sequence[Charge], failure: Failure | None = None
+    ) -> Verdict | Full | None | Awaitable[Verdict | Full | None]:
+        """Take the slot and all of ``charges``, or none of it; otherwise as `spend`.
+
+        While the store is away ``local`` is this process's share of the slots.
+        """
+        ...
+
+    def release(self, permit: Permit) -> None:
+        """Give the slot back, now or as soon as it is granted. Safe twice."""
+        ...
+
+    def in_flight(self) -> dict[str, int]:
+        """``callers`` of this process with requests in flight, and ``in_flight`` over all of them."""
         ...

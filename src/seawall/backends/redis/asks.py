@@ -7,19 +7,18 @@ from collections.abc import Mapping, Sequence
 from struct import Struct
 from typing import TYPE_CHECKING, TypeAlias, cast, final
 
-from seawall.backends import Charge, Failure, Key, Verdict
+from seawall.backends import FULL, Charge, Failure, Full, Key, Verdict
 from seawall.backends.redis.keys import slot_of
-from seawall.backends.redis.meters import MICROSECOND, BucketMeter, SharedMeter, slots
+from seawall.backends.redis.meters import MICROSECOND, BucketMeter, SharedMeter
 from seawall.backends.redis.node import Node, Result
-from seawall.rate import SECOND, Rate
+from seawall.backends.redis.slots import Holding, SlotPermit, record
+from seawall.rate import Quota, Rate
 
 if TYPE_CHECKING:
     from seawall.backends.redis.backend import RedisBackend
 
 REFUSED, DONE, ELSEWHEN = range(3)
 SPEND, DEBIT, REFUND = range(3)
-LIFE = 10 * SECOND
-"""Nanoseconds after which a process that gave no sign of life is gone."""
 MOST_TRIES = 3
 """How often a decision is sent on: another node, another window."""
 _HEAD = Struct("<BBd")
@@ -73,7 +72,7 @@ class Question:
 class Spend(Question):
     """A decision, whose caller waits for ``future``; ``failure`` is what its rule says of a server that is away."""
 
-    __slots__ = ("asked", "costs", "failure", "future", "wants")
+    __slots__ = ("asked", "costs", "failure", "future", "permit", "wants")
 
     def __init__(
         self,
@@ -81,7 +80,7 @@ class Spend(Question):
         charges: Shared,
         slot: int,
         deadline: float,
-        future: Future[Verdict | None],
+        future: Future[Verdict | Full | None],
         failure: Failure | None,
     ) -> None:
         # What `Question.__init__` does, written out: one call less.
@@ -97,6 +96,7 @@ class Spend(Question):
         self.failure = failure
         self.costs: list[int] | None = None
         self.wants: list[int] | None = None
+        self.permit: SlotPermit | None = None
         if backend.leasing:
             self._lease(now)
 
@@ -119,14 +119,30 @@ class Spend(Question):
             wants.append(want)
         self.costs, self.wants = costs, wants
 
+    def with_slot(self, permit: SlotPermit) -> None:
+        """Ask for a slot as well."""
+        self.permit = permit
+        permit.waiting = True
+        permit.holding.asked += 1
+
+    def names(self) -> list[bytes]:
+        names = super().names()
+        if self.permit is not None:
+            names.append(self.permit.holding.key)
+        return names
+
     def payload(self) -> bytes:
-        if self.costs is None or self.wants is None:
+        backend, permit = self.backend, self.permit
+        if permit is None and self.costs is None:
             return super().payload()
-        wall, holder = self.backend.wall(), self.backend.holder
-        parts = [_HEAD.pack(SPEND, len(self.charges), 0)]
-        for (meter, key, _), cost, want in zip(self.charges, self.costs, self.wants, strict=True):
+        wall, holder, charges = backend.wall(), backend.holder, self.charges
+        parts = [_HEAD.pack(SPEND, len(charges) + (permit is not None), 0)]
+        costs = self.costs or [cost for _, _, cost in charges]
+        for (meter, key, _), cost, want in zip(charges, costs, self.wants or [0] * len(costs), strict=True):
             lease = meter.leases.get(key) if want else None
             parts.append(meter.record(cost, want, wall, holder, lease.left) if lease else meter.record(cost, 0, wall))
+        if permit is not None:
+            parts.append(record(holder, permit.holding.held, 1, permit.holding.limit))
         return b"".join(parts)
 
     def _settle_leases(self, reply: list[int], at: int, verdict: Verdict | None) -> None:
@@ -167,8 +183,14 @@ class Spend(Question):
             states.append(state)
             lefts.append(meter.rate.remaining(state, now))
             at += 3
+        full = False
+        if self.permit is not None:
+            full = status == REFUSED and reply[at + 1] == 0
+            if reply[at] < 0 or reply[at + 2] < 0:
+                raise ValueError("no such slots")
+            at += 3
         waits: list[int] | None = None
-        if status == REFUSED:
+        if status == REFUSED and not full:
             costs = self.costs or [cost for _, _, cost in charges]
             waits = [
                 meter.rate.wait(state, now, cost) if cost else 0
@@ -176,14 +198,14 @@ class Spend(Question):
             ]
             if not any(waits):
                 raise ValueError("a refusal of nothing")
-        elif status != DONE:
+        elif status not in (DONE, REFUSED):
             raise ValueError("no such status")
         verdict = Verdict(cast("Sequence[Charge]", charges), states, lefts, waits, now, now)
         if self.costs is not None:
-            self._settle_leases(reply, first, verdict)
+            self._settle_leases(reply, first, None if full else verdict)
         if waits is not None:
             self.backend.remember(charges, verdict, self.asked)
-        self.done(verdict)
+        self.done(FULL if full else verdict)
         return at
 
     def fail(self, result: Result) -> None:
@@ -191,12 +213,21 @@ class Spend(Question):
             self._settle_leases([], 0, None)
         self.done(None)
 
-    def done(self, verdict: Verdict | None) -> None:
-        """Tell the caller, if it is still there. Without a verdict from the server somebody else decides."""
-        if verdict is None:
-            verdict = self.backend.away(self.charges, self.failure)
+    def done(self, answer: Verdict | Full | None) -> None:
+        """Tell the caller, if it is still there. Without an answer from the server somebody else decides."""
+        if answer is None:
+            answer = self._decided_here()
+        elif self.permit is not None:
+            self.backend.granted(self.permit, admitted=type(answer) is Verdict and answer.waits is None)
         if not self.future.done():
-            self.future.set_result(verdict)
+            self.future.set_result(answer)
+
+    def _decided_here(self) -> Verdict | Full | None:
+        if self.permit is None:
+            return self.backend.away(self.charges, self.failure)
+        self.permit.waiting = False
+        self.permit.holding.asked -= 1
+        return self.backend.away_with(self.permit, self.charges, self.failure)
 
 
 @final
@@ -212,8 +243,12 @@ class Part(Spend):
         self.joint = joint
         self.nth = nth
 
-    def done(self, verdict: Verdict | None) -> None:
-        self.joint.told(self.nth, verdict or self.backend.away(self.charges, self.failure))
+    def done(self, answer: Verdict | Full | None) -> None:
+        if answer is None:
+            answer = self._decided_here()
+        elif self.permit is not None:
+            self.backend.granted(self.permit, admitted=type(answer) is Verdict and answer.waits is None)
+        self.joint.told(self.nth, answer)
 
 
 @final
@@ -299,13 +334,41 @@ class Beat(Question):
         return [self.backend.names.prefix + b":{instances}:instances"]
 
     def payload(self) -> bytes:
-        return _HEAD.pack(SPEND, 1, 0) + slots(self.backend.holder, self.held, 0, None, LIFE)
+        return _HEAD.pack(SPEND, 1, 0) + record(self.backend.holder, self.held, 0, None, exact=True)
 
     def settle(self, reply: list[int], at: int, now: int) -> int:
         if reply[at] != DONE or reply[at + 3] < 0:
             raise ValueError("no such number")
         self.backend.told(now)
         self.backend.counted(reply[at + 3])
+        return at + 4
+
+
+@final
+class Return(Question):
+    """Slots that are not needed any more; ``exact``: how many this process has."""
+
+    __slots__ = ("exact", "holding", "number")
+
+    def __init__(self, backend: RedisBackend, holding: Holding, slot: int, deadline: float, *, exact: bool) -> None:
+        super().__init__(backend, SPEND, [], slot, deadline, 0)
+        self.holding = holding
+        # Of what is asked for at this moment nobody knows yet how much is granted.
+        self.exact = exact and not holding.asked
+        self.number = 0
+
+    def names(self) -> list[bytes]:
+        return [self.holding.key]
+
+    def payload(self) -> bytes:
+        holding = self.holding
+        self.number += holding.returned
+        holding.returned = 0
+        return _HEAD.pack(SPEND, 1, 0) + record(self.backend.holder, holding.held, -self.number, None, exact=self.exact)
+
+    def settle(self, reply: list[int], at: int, now: int) -> int:
+        if reply[at] != DONE or reply[at + 1] < 0:
+            raise ValueError("no such slots")
         return at + 4
 
 
@@ -320,30 +383,38 @@ class Joint:
         backend: RedisBackend,
         charges: Shared,
         slots: Mapping[int, list[int]],
-        future: Future[Verdict | None],
+        future: Future[Verdict | Full | None],
         failure: Failure | None,
+        permit: SlotPermit | None,
     ) -> None:
         self.future = future
         self.failure = failure
+        self.permit = permit
         self._backend = backend
         self._charges = charges
+        self._full = False
         self._places = list(slots.values())
         self._answers: list[Verdict | None] = [None] * len(slots)
         self._missing = len(slots)
 
-    def told(self, part: int, verdict: Verdict | None) -> None:
+    def told(self, part: int, answer: Verdict | Full | None) -> None:
         """What became of a part; nothing, where its node is away and nobody decides instead."""
-        self._answers[part] = verdict
+        if isinstance(answer, Full):
+            self._full = True
+        else:
+            self._answers[part] = answer
         self._missing -= 1
         if not self._missing:
             verdict = self._together()
+            if self.permit is not None and (verdict is None or verdict.waits is not None):
+                self._backend.release(self.permit)
             if not self.future.done():
-                self.future.set_result(verdict)
+                self.future.set_result(FULL if self._full else verdict)
 
     def _together(self) -> Verdict | None:
         answers = [answer for answer in self._answers if answer is not None]
         refused = any(answer.waits is not None for answer in answers)
-        unknown = len(answers) < len(self._answers)
+        unknown = len(answers) < len(self._answers)  # or without a slot
         if refused or unknown:
             for answer in answers:
                 if answer.waits is None:
@@ -366,5 +437,14 @@ class Joint:
                 ahead = (wall - answer.now) * rate.scale if isinstance(rate, Rate) else 0
                 charges[at] = answer.charges[nth]
                 states[at], lefts[at] = answer.states[nth] + ahead, answer.left[nth]
-                waits[at] = answer.waits[nth] if answer.waits is not None else 0
+                if answer.waits is not None:
+                    waits[at] = answer.waits[nth]
+                elif refused:
+                    states[at] = _refunded(rate, states[at], wall, charges[at][2])
+                    lefts[at] = rate.remaining(states[at], wall)
         return Verdict(charges, states, lefts, waits if refused else None, wall, wall)
+
+
+def _refunded(rate: Rate | Quota, state: int, wall: int, cost: int) -> int:
+    """What was spent a moment ago, given back."""
+    return rate.refund(state, wall, cost) if isinstance(rate, Rate) else rate.refund(state, wall, cost, wall)

@@ -16,7 +16,7 @@ from secrets import randbits
 from time import monotonic_ns, time_ns
 from typing import Any, cast, final
 
-from seawall.backends import Charge, Failure, Key, Observer, Verdict
+from seawall.backends import FULL, Charge, Failure, Full, Key, Observer, Permit, Verdict
 from seawall.backends.redis.address import Address, parse
 from seawall.backends.redis.asks import DEBIT, REFUND
 from seawall.backends.redis.keys import Names
@@ -24,6 +24,7 @@ from seawall.backends.redis.leases import IDLE, MOST_LEASES, Lease
 from seawall.backends.redis.meters import MICROSECOND, BucketMeter, QuotaMeter, SharedMeter
 from seawall.backends.redis.node import Script
 from seawall.backends.redis.session import Session
+from seawall.backends.redis.slots import SlotPermit, Slots
 from seawall.backends.share import LocalMeter, LocalShare
 from seawall.decision import Clock
 from seawall.rate import SECOND, Quota, Rate
@@ -82,6 +83,7 @@ class RedisBackend:
         self.instances = instances or 1
         self.watched: deque[Lease] = deque()
         self.leasing = False
+        self.slots = Slots(self.names)
         self._leases = leases
         self._expected = instances
         self._deny_cache = deny_cache
@@ -144,6 +146,8 @@ class RedisBackend:
         self, charges: Sequence[Charge], failure: Failure | None = None
     ) -> Verdict | None | Awaitable[Verdict | None]:
         """Take all of ``charges``, or none of them; while the server is away, what ``failure`` says."""
+        if not charges:
+            return _nothing(self.wall())
         own = cast("Sequence[tuple[SharedMeter, Key, int]]", charges)
         if self._deny_cache:
             for meter, key, cost in own:
@@ -157,7 +161,68 @@ class RedisBackend:
             verdict = self._from_leases(own)
             if verdict is not None:
                 return verdict
-        return self.session().spend(own, failure)
+        answer: Any = self.session().spend(own, failure)
+        return cast("Verdict | None | Awaitable[Verdict | None]", answer)
+
+    def permit(self, store: str, key: Key, limit: int) -> SlotPermit:
+        """A wish for one of ``limit`` slots over the whole fleet, to hand to `spend_with`."""
+        return SlotPermit(self.slots.holding(store, key, limit))
+
+    def spend_with(
+        self, permit: Permit, charges: Sequence[Charge], failure: Failure | None = None
+    ) -> Verdict | Full | None | Awaitable[Verdict | Full | None]:
+        """Take the slot and all of ``charges``, or none of it; `FULL` where there is no slot."""
+        own = cast(SlotPermit, permit)
+        holding = own.holding
+        if holding.running + holding.asked >= holding.limit:
+            return FULL
+        if not holding.spare:
+            return self.session().spend(cast("Sequence[tuple[SharedMeter, Key, int]]", charges), failure, own)
+        holding.spare -= 1
+        holding.running += 1
+        own.held, holding.unused = True, False
+        return self.spend(charges, failure) if charges else _nothing(self.wall())
+
+    def granted(self, permit: SlotPermit, *, admitted: bool) -> None:
+        """What was asked for was answered: with a slot, or without."""
+        holding = permit.holding
+        permit.waiting = False
+        holding.asked -= 1
+        if admitted:
+            holding.running += 1
+            permit.held = True
+            if permit.given_up:
+                self.release(permit)
+
+    def release(self, permit: Permit) -> None:
+        """Give the slot back, now or as soon as it is granted. Safe twice."""
+        own = cast(SlotPermit, permit)
+        holding = own.holding
+        if own.waiting:
+            own.given_up = True
+        elif own.held:
+            own.held = False
+            holding.running -= 1
+            if self.leasing and holding.spare < holding.limit // (4 * self.instances):
+                holding.spare += 1
+            else:
+                holding.returned += 1
+                if holding.returned == 1 and _get_running_loop() is not None:
+                    self.session().give_back(holding)
+
+    def renew(self, session: Session | None = None) -> None:
+        """Put off the expiry of what is held; give back what is spare and was not needed, all of it at the end."""
+        to = session or self.session()
+        for holding in self.slots.holdings.values():
+            if session is not None or holding.unused:
+                holding.spare = 0
+            holding.unused = True
+            to.give_back(holding, exact=True)
+        self.slots.forget()
+
+    def in_flight(self) -> dict[str, int]:
+        """``callers`` of this process with requests in flight, and ``in_flight`` over all of them."""
+        return self.slots.statistics()
 
     def _from_leases(self, charges: Sequence[tuple[SharedMeter, Key, int]]) -> Verdict | None:
         """Pay with what was taken ahead, if that is enough for all of ``charges``."""
@@ -246,6 +311,23 @@ class RedisBackend:
             return None
         return self.share.spend([(meter.local, key, cost) for meter, key, cost in charges])
 
+    def away_with(
+        self, permit: SlotPermit, charges: Sequence[tuple[SharedMeter, Key, int]], failure: Failure | None
+    ) -> Verdict | Full | None:
+        """The same with a slot, of which this process has its share."""
+        holding, action = permit.holding, failure or self.on_failure
+        if action == "local" and holding.running >= max(1, holding.limit // self.share.instances):
+            if self.observer is not None:
+                self.observer.fell_back(action)
+            return FULL
+        verdict = self.away(charges, failure)
+        if action == "allow" or (verdict is not None and verdict.waits is None):
+            holding.running += 1
+            permit.held = True
+            if permit.given_up:
+                self.release(permit)
+        return verdict
+
     def debit(self, charges: Sequence[Charge]) -> list[int]:
         """Take ``charges`` without asking; what was taken is in the list that is returned once the server has said."""
         taken = [0] * len(charges)
@@ -283,3 +365,8 @@ class RedisBackend:
             if session is self._session:
                 self._session = None
             await session.aclose()
+
+
+def _nothing(now: int) -> Verdict:
+    """What is said of no charges."""
+    return Verdict([], [], [], None, now, now)

@@ -19,8 +19,6 @@ _BUCKET = Struct("<B7d")
 _LEASE = Struct("<2d")
 _NO_LEASE = _LEASE.pack(0, 0)
 _QUOTA = Struct("<B8d")
-_SLOTS = Struct("<B5d")
-_NO_LIMIT = 1 << 50
 
 
 @final
@@ -139,8 +137,3 @@ class QuotaMeter(Meter):
 
 
 SharedMeter: TypeAlias = BucketMeter | QuotaMeter
-
-
-def slots(holder: int, held: int, take: int, limit: int | None, span_ns: int) -> bytes:
-    """The wish of ``holder``, who has ``held`` slots of ``limit``, for ``take`` more, all for ``span_ns``."""
-    return _SLOTS.pack(2, holder, held, take, _NO_LIMIT if limit is None else limit, span_ns // MICROSECOND)

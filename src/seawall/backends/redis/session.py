@@ -5,20 +5,23 @@ from __future__ import annotations
 import logging
 from asyncio import AbstractEventLoop, TimerHandle
 from collections.abc import Awaitable, Sequence
-from typing import TYPE_CHECKING, Any, cast, final
+from typing import TYPE_CHECKING, Any, TypeAlias, cast, final
 
-from seawall.backends import Failure, Key, Verdict
+from seawall.backends import Failure, Full, Key, Verdict
 from seawall.backends.breaker import Breaker
-from seawall.backends.redis.asks import Beat, Joint, Note, Part, Probe, Question, Shared, Spend
-from seawall.backends.redis.keys import slot_of, tag_of
+from seawall.backends.redis.asks import Beat, Joint, Note, Part, Probe, Question, Return, Shared, Spend
+from seawall.backends.redis.keys import MOST_TAGS, slot_of, tag_of
 from seawall.backends.redis.link import Link
 from seawall.backends.redis.meters import BucketMeter, SharedMeter
 from seawall.backends.redis.node import Ask, Node, Result
+from seawall.backends.redis.slots import Holding, SlotPermit
 from seawall.backends.redis.topology import Cluster, OneServer, Routes
 from seawall.rate import SECOND, Rate
 
 if TYPE_CHECKING:
     from seawall.backends.redis.backend import RedisBackend
+
+Answer: TypeAlias = "Verdict | Full | None | Awaitable[Verdict | Full | None]"
 
 BEAT = 2.0
 """Seconds between two signs of life."""
@@ -84,6 +87,7 @@ class Session:
         node = self._one or self._routes.node(beat.slot)
         if node.breaker.closed:
             node.submit(beat)
+        self._backend.renew()
 
     def sweep_soon(self) -> None:
         """Have idle leases looked for."""
@@ -105,31 +109,42 @@ class Session:
         for node in list(self._routes.nodes.values()):
             node.connect()
 
-    def spend(self, charges: Shared, failure: Failure | None) -> Verdict | None | Awaitable[Verdict | None]:
-        """Ask for all of ``charges``, of one node or of several."""
+    def spend(self, charges: Shared, failure: Failure | None, permit: SlotPermit | None = None) -> Answer:
+        """Ask for all of ``charges`` and for a slot, of one node or of several."""
         backend, loop, node, slot = self._backend, self.loop, self._one, 0
-        if not charges:
-            return Verdict([], [], [], None, backend.wall(), backend.wall())
         if node is None:
             slots = self._by_slot(charges)
+            home = None if permit is None else self._slot(permit.holding.key)
+            if home is not None:
+                slots.setdefault(home, [])
             if len(slots) > 1:
-                return self._spend_jointly(charges, slots, failure)
+                return self._spend_jointly(charges, slots, failure, permit, home)
             slot = next(iter(slots))
             node = self._routes.node(slot)
         if not node.breaker.closed:
-            return backend.away(charges, failure)
+            return backend.away_with(permit, charges, failure) if permit else backend.away(charges, failure)
         future = loop.create_future()
-        node.submit(Spend(backend, charges, slot, loop.time() + backend.timeout, future, failure))
+        ask = Spend(backend, charges, slot, loop.time() + backend.timeout, future, failure)
+        if permit is not None:
+            ask.with_slot(permit)
+        node.submit(ask)
         return future
 
     def _spend_jointly(
-        self, charges: Shared, slots: dict[int, list[int]], failure: Failure | None
-    ) -> Awaitable[Verdict | None]:
+        self,
+        charges: Shared,
+        slots: dict[int, list[int]],
+        failure: Failure | None,
+        permit: SlotPermit | None,
+        home: int | None,
+    ) -> Answer:
         backend, future = self._backend, self.loop.create_future()
-        joint = Joint(backend, charges, slots, future, failure)
+        joint = Joint(backend, charges, slots, future, failure, permit)
         deadline = self.loop.time() + backend.timeout
         for nth, (slot, places) in enumerate(slots.items()):
             part = Part(joint, nth, backend, [charges[at] for at in places], slot, deadline)
+            if permit is not None and slot == home:
+                part.with_slot(permit)
             node = self._routes.node(slot)
             if node.breaker.closed:
                 node.submit(part)
@@ -174,14 +189,24 @@ class Session:
     def _by_slot(self, charges: Shared) -> dict[int, list[int]]:
         slots: dict[int, list[int]] = {}
         for at, (meter, key, _) in enumerate(charges):
-            prefix = meter.tags[key]
-            slot = self._slots.get(prefix)
-            if slot is None:
-                if len(self._slots) >= 16_384:
-                    self._slots.clear()
-                slot = self._slots[prefix] = slot_of(tag_of(prefix))
-            slots.setdefault(slot, []).append(at)
+            slots.setdefault(self._slot(meter.tags[key]), []).append(at)
         return slots
+
+    def _slot(self, key: bytes) -> int:
+        slot = self._slots.get(key)
+        if slot is None:
+            if len(self._slots) >= MOST_TAGS:
+                self._slots.clear()
+            slot = self._slots[key] = slot_of(tag_of(key))
+        return slot
+
+    def give_back(self, holding: Holding, *, exact: bool = False) -> None:
+        """Have slots returned with what is sent next, or with ``exact`` say how many there are."""
+        slot = 0 if self._one is not None else self._slot(holding.key)
+        node = self._one or self._routes.node(slot)
+        if node.breaker.closed:
+            deadline = self.loop.time() + self._backend.timeout
+            node.submit(Return(self._backend, holding, slot, deadline, exact=exact))
 
     def abandon(self) -> None:
         """The loop is closed, and with it everything that could be waited for."""
@@ -195,6 +220,7 @@ class Session:
         backend = self._backend
         while backend.watched:
             backend.give_back(backend.watched.popleft(), self)
+        backend.renew(self)
         gone = Beat(backend, self.loop.time() + backend.timeout, held=0)
         node = self._one or self._routes.node(gone.slot)
         if node.connected:

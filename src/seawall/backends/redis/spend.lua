@@ -130,17 +130,20 @@ local function quota(op, key, since)
   return before, {stop = stop, used = used, leases = leases}, fits, state.stop > stop, granted
 end
 
--- The same of slots, and how many others have. What a holder says it has is what it has, whatever was lost before.
-local function slots(op, key)
-  local who, held, take, limit, span
-  who, held, take, limit, span, at = read('<ddddd', data, at)
-  local list, others = known(SLOTS, key), 0
+-- The same of slots, and how many others have. What a holder is sure to have it has, whatever was lost before.
+local function slots(op, key, since)
+  local who, floor, step, limit, exact, span
+  who, floor, step, limit, exact, span, at = read('<dddddd', data, at)
+  local list, others, mine = known(SLOTS, key), 0, 0
   for i = 1, #list do
-    if list[i][1] ~= who then others = others + list[i][2] end
+    if list[i][1] == who then mine = list[i][2] else others = others + list[i][2] end
   end
-  local before = with(list, who, held, now + span)
-  if take > 0 and others + held + take > limit then return before, before, false, true, others end
-  return before, with(list, who, held + take, now + span), true, true, others
+  local base = exact == 1 and floor or max(mine + min(step, 0), floor)
+  local count = base + max(step, 0)
+  local fits = step <= 0 or others + count <= limit
+  local before, after = with(list, who, base, now + span), with(list, who, count, now + span)
+  before.mine, before.fits, after.mine, after.fits = base, fits and 1 or 0, count, 1
+  return before, after, fits, true, others
 end
 
 local kinds_of = {[BUCKET] = bucket, [QUOTA] = quota, [SLOTS] = slots}
@@ -176,7 +179,7 @@ while at <= #data do
       local n = #out
       if kind == BUCKET then out[n + 1], out[n + 2] = state.q, state.f
       elseif kind == QUOTA then out[n + 1], out[n + 2] = state.used, 0
-      else out[n + 1], out[n + 2] = 0, 0 end
+      else out[n + 1], out[n + 2] = state.mine, state.fits end
       out[n + 3] = extras[i]
     end
   end
