@@ -257,11 +257,11 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def pin(core: int) -> None:
-    """Keep this process on one core, where the system can."""
+def pin(core: int, pid: int = 0) -> None:
+    """Keep this process, or the main thread of another, on one core, where the system can."""
     if hasattr(os, "sched_setaffinity"):
         available = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, {available[core % len(available)]})
+        os.sched_setaffinity(pid, {available[core % len(available)]})
 
 
 def probe(module: str, arguments: Mapping[str, Any], *, timeout: float) -> Any:

@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 if __package__ in (None, ""):
-    sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
+    # In place of this directory, in which `import redis` would find another benchmark.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks import direct, harness, keys, peers, server
 from benchmarks.harness import Report, Summary, Verdict, say, show

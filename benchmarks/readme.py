@@ -5,7 +5,8 @@ python benchmarks/readme.py            renew the parts of README.md that are bet
 python benchmarks/readme.py --check    only say whether they are what the results give; exits with 1 if they are not
 
 A part begins with ``<!-- bench:NAME -->`` and ends with ``<!-- /bench -->``: ``overhead`` is what Seawall adds to a
-request, ``overload`` what it delivers where too much is asked for.
+request, ``redis`` what a decision costs where processes share their counts, ``overload`` what it delivers where too
+much is asked for.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 if __package__ in (None, ""):
-    sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
+    # In place of this directory, in which `import redis` would find a benchmark.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks.harness import show
 
@@ -84,6 +86,26 @@ CASES = (
 """The rows of the page: case, metric and words."""
 
 
+SHARED = (
+    ("Seawall", "**Seawall**"),
+    ("Seawall, exact", "**Seawall**, a call for every decision"),
+    ("limits (redis-py)", "`limits` with redis-py"),
+    ("throttled-py", "throttled-py"),
+    ("plain evalsha by redis-py", "one `evalsha` by redis-py, written out by hand"),
+    ("floor: hiredis on a raw socket", "the same by hiredis on a raw socket: the least that could do it"),
+    ("Seawall, request", "whole request: **Seawall**"),
+    ("Seawall, exact, request", "whole request: **Seawall**, a call for every decision"),
+    ("Seawall in memory, request", "whole request: Seawall in memory"),
+    ("slowapi, request", "whole request: slowapi"),
+    ("slowapi with headers, request", "whole request: slowapi with headers"),
+    ("fastapi-limiter, request", "whole request: fastapi-limiter"),
+)
+"""What is compared where counts are shared, and how the page calls it."""
+SHARED_PACKAGES = ("redis", "hiredis", "limits", "throttled-py", "slowapi", "fastapi-limiter")
+CALLERS = 32
+"""Callers at once in the page's table."""
+
+
 def overhead(report: Mapping[str, Any] | None, *, plot: bool) -> str:
     """What Seawall adds to a request. ``report`` is the benchmark's JSON, ``None`` where there is none."""
     rows = {row["name"]: row for row in (report or {}).get("parts", {}).get("direct", {}).get("rows", ())}
@@ -124,6 +146,65 @@ def overload(simulated: Mapping[str, Any] | None, real: Mapping[str, Any] | None
     if "overload_real.svg" in plots:
         parts.append(f"![Goodput and latency over load, on real servers]({RESULTS}/overload_real.svg)\n")
     return "\n".join(parts)
+
+
+def shared(report: Mapping[str, Any] | None, *, plot: bool) -> str:
+    """What a decision costs where processes share their counts. ``report`` is the benchmark's JSON, if there is one."""
+    rows = (report or {}).get("parts", {}).get("rows", ())
+    if report is None or not rows:
+        return f"{NOT_YET}\n"
+    many = max(row["keys"] for row in rows)
+    found = {
+        (row["subject"], row["limits"], row["keys"]): row
+        for row in rows
+        if not row["denied"] and row["callers"] == CALLERS and row["processes"] == 1
+    }
+    lines = [
+        f"{_where_shared(report)}\n",
+        f"| | client, 1 limit | 3 limits | 3 limits, {many:,} keys | round trips, 3 limits | server, 3 limits |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for name, words in SHARED:
+        columns = ((1, 1, "added_us"), (3, 1, "added_us"), (3, many, "added_us"), (3, 1, "trips"), (3, 1, "server_us"))
+        cells = []
+        for limits, keys, quantity in columns:
+            row = found.get((name, limits, keys))
+            unit = "" if quantity == "trips" or row is None else " us"
+            cells.append(show(row and row[quantity]["median"]) + unit)
+        if any(cell != "-" for cell in cells):
+            lines.append(f"| {words} | {' | '.join(cells)} |")
+    lost = _lost(report["parts"]["losses"])
+    lines.append(f"\nCheaper than Seawall, in how many of all cases of this run, and at best by how much: {lost}")
+    lines += _verdicts(report.get("verdicts", ()))
+    if plot:
+        lines.append(f"\n![What a shared decision costs with Seawall, its floors and others]({RESULTS}/redis.svg)")
+    return "\n".join(lines) + "\n"
+
+
+def _where_shared(report: Mapping[str, Any]) -> str:
+    """Which run this is, and what its columns are."""
+    where = report["environment"]
+    versions = ", ".join(f"{name} {where['versions'].get(name)}" for name in SHARED_PACKAGES)
+    return (
+        f"One interleaved run, {CALLERS} callers at once in one process on one core, Valkey "
+        f"{where['versions']['valkey']} on the other, a hot key, all allowed, medians: {where['implementation']} "
+        f"{where['python']}, {where['processor']}, load {where['load_average']}, {where['at'][:10]}, commit "
+        f"{where['commit']}; {versions}. Client: processor time per decision over that of the callers themselves, of "
+        "whole requests over that of the application alone. Round trips and the server's time are per decision."
+    )
+
+
+def _lost(losses: Sequence[Mapping[str, Any]]) -> str:
+    """Who is cheaper than Seawall in what, how often, and by how much at best, as a list."""
+    groups: dict[str, list[str]] = {}
+    for each in losses:
+        ours = dict(SHARED)[each["ours"]].replace("*", "")
+        name = each["peer"].removesuffix(", request")
+        found = f"{name} in {each['cells']} of {each['of']} ({_times(each['worst'])} x)"
+        groups.setdefault(f"{ours}, {each['quantity']}", []).append(found)
+    if not groups:
+        return "none of them."
+    return "\n\n" + "\n".join(f"* {what}: {', '.join(found)}" for what, found in groups.items())
 
 
 def _simulated(report: Mapping[str, Any]) -> str:
@@ -256,6 +337,7 @@ def current(results: Path = ROOT / RESULTS) -> dict[str, str]:
     plots = {path.name for path in results.glob("*.svg")}
     return {
         "overhead": overhead(read("overhead.json"), plot="overhead.svg" in plots),
+        "redis": shared(read("redis.json"), plot="redis.svg" in plots),
         "overload": overload(read("overload.json"), read("overload_real.json"), plots=plots),
     }
 
