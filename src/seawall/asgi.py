@@ -18,7 +18,6 @@ from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from hashlib import sha256
-from importlib import import_module
 from os import PathLike
 from time import monotonic_ns, time_ns
 from typing import Any, TypeAlias, TypeVar, final
@@ -836,12 +835,14 @@ def _share(settings: BackendSettings, clock: Clock, wall_clock: Clock) -> Shared
     made: SharedBackend
     try:
         if settings.type == "redis":
-            made = import_module("seawall.backends.redis").RedisBackend(url, leases=settings.leases, **options)
+            from seawall.backends.redis import RedisBackend
+
+            made = RedisBackend(url, leases=settings.leases, **options)
         else:
-            made = import_module("seawall.backends.limits").LimitsBackend(url, **options)
-    except (ImportError, AttributeError) as error:
-        if isinstance(error, AttributeError) or (error.name or "").startswith("seawall."):
-            raise misuse(f"backend type '{settings.type}' is not part of this version: use memory") from None
+            from seawall.backends.limits import LimitsBackend
+
+            made = LimitsBackend(url, **options)
+    except ImportError as error:
         if (error.name or "").partition(".")[0] not in ("redis", "hiredis"):
             raise
         raise misuse("the redis backend needs: pip install 'seawall[redis]'") from None
