@@ -265,6 +265,9 @@ def test_a_secret_in_the_file_is_reported_and_not_shown(monkeypatch: pytest.Monk
     text = "backend: {type: redis, url: 'redis://user:hunter2@host', secret: hunter2hunter2}\n"
     assert {("W005", "backend.url"), ("W005", "backend.secret")} <= set(warnings(text))
     assert "hunter2" not in words(text)
+    text = "backend: {type: redis, url: 'redis://:pa@hunter2@host'}\n"
+    assert ("W005", "backend.url") in warnings(text)
+    assert "hunter2" not in words(text)
     for option in ("password", "sentinel_password"):
         text = f"backend: {{type: redis, url: 'redis+sentinel://host/main?db=1&{option}=hunter2'}}\n"
         assert ("W005", "backend.url") in warnings(text)

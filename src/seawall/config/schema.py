@@ -508,7 +508,9 @@ class Backend(Section):
         Annotated[str, Text(values.check_url, "a backend's url", ("redis://localhost:6379/0", "${REDIS_URL}"))] | None
     ) = Field(
         None,
-        description="redis://, rediss://, redis+sentinel://, redis+cluster://, unix://; or a storage URI of limits.",
+        description=(
+            "redis://, rediss://, valkey://, unix://, redis+sentinel://, redis+cluster://; or a storage URI of limits."
+        ),
     )
     timeout: Annotated[str, duration(MILLISECOND, 10 * SECOND, "25ms")] = Field(
         "25ms", description="The time for one decision, hard. Default: 25ms."

@@ -194,12 +194,16 @@ def check_url(url: str) -> None:
         raise ValueError("a backend's url is scheme://..., such as redis://localhost:6379/0")
 
 
-_URL_PASSWORD = re.compile(r"://[^/@\s]*:([^@\s]+)@|[?&]\w*(?:password|secret|token)=([^&\s]+)")
+_PASSWORDS = (
+    re.compile(r"://[^/@\s]*:([^@\s]+)@"),
+    re.compile(r"://[^/\s]*?:([^/?\s]+)@"),  # one with an '@' in it that should have been %40
+    re.compile(r"[?&]\w*(?:password|secret|token)=([^&\s]+)"),
+)
 
 
 def passwords(url: str) -> list[str]:
     """The passwords in a URL: before its host, and among its options."""
-    return [first or second for first, second in _URL_PASSWORD.findall(url)]
+    return [found for pattern in _PASSWORDS for found in pattern.findall(url)]
 
 
 def check_docs_url(url: str) -> None:
