@@ -120,6 +120,7 @@ class Node:
         *,
         called: Callable[[Result, int], None],
         noted: Callable[[Node, Link | None, str], None],
+        connected: Callable[[Node, Link], None],
         redirect: Redirect | None = None,
         one_slot: bool = False,
     ) -> None:
@@ -131,6 +132,7 @@ class Node:
         self._probe = probe
         self._called = called
         self._noted = noted
+        self._connected = connected
         self._redirect = redirect
         self._one_slot = one_slot
         self._link: Link | None = None
@@ -182,17 +184,19 @@ class Node:
             return
         self._link = link
         link.on_lost = self._lost
-        self._noted(self, link, "")
         if self.breaker.closed:
+            self._noted(self, link, "")
             self._flush()
-        else:
-            self._ask_probe()
+        self._connected(self, link)
 
     def _lost(self, link: Link, reason: str) -> None:
         self._link = None
         if self._closed:
             return
-        self._fail("mismatch" if reason == "mismatch" else "connection", f"connection lost ({reason})")
+        mistrusted = reason == "mismatch"
+        self._fail(
+            "mismatch" if mistrusted else "connection", "a reply that was none" if mistrusted else "connection lost"
+        )
         self._lose("connection")
 
     def _lose(self, result: Result) -> None:

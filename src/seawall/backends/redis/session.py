@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import re
 from asyncio import AbstractEventLoop, TimerHandle
 from collections.abc import Awaitable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, cast, final
 
+from seawall import advice
 from seawall.backends import Failure, Full, Key, Verdict
 from seawall.backends.breaker import Breaker
 from seawall.backends.redis.asks import Beat, Joint, Note, Part, Probe, Question, Return, Shared, Spend
@@ -25,6 +27,8 @@ Answer: TypeAlias = "Verdict | Full | None | Awaitable[Verdict | Full | None]"
 
 BEAT = 2.0
 """Seconds between two signs of life."""
+QUIET = 10.0
+"""Seconds between two log lines that a node is away."""
 SWEEP = 0.05
 MOST_SWEPT = 64
 """Seconds between two looks at leases, and leases that one looks at: 0.1 ms."""
@@ -44,6 +48,7 @@ class Session:
         self._routes: Routes = kind(address, backend.context, self._make)
         self._one: Node | None = None if address.kind == "cluster" else self._routes.node(0)
         self._slots: dict[bytes, int] = {}
+        self._said: dict[str, float] = {}
         self._sweeping: TimerHandle | None = None
         self._beating: TimerHandle | None = None
 
@@ -65,6 +70,7 @@ class Session:
             self._probe,
             called=self._called,
             noted=self._noted,
+            connected=self._connected,
             **more,
         )
 
@@ -73,12 +79,35 @@ class Session:
             self._backend.observer.called(result, took)
 
     def _noted(self, node: Node, link: Link | None, reason: str) -> None:
+        """Say that a node is away, or there (again); not more than now and then, for it may come and go."""
+        now = self.loop.time()
         if link is None:
-            _logger.warning("seawall: %s is away (%s); each rule does what it says for that", node.name, reason)
-        else:
-            _logger.info("seawall: connected to %s (%s)", node.name, link.release)
-            if self._beating is None:
-                self._beat()
+            if now - self._said.get(node.name, -QUIET) >= QUIET:
+                self._said[node.name] = now
+                _logger.warning("%s is away (%s); each rule does what it says for that", node.name, _printable(reason))
+            return
+        if node.name in self._said:
+            _logger.warning("%s is back", node.name)
+            del self._said[node.name]
+        if self._beating is None:
+            self._beat()
+
+    def _connected(self, node: Node, link: Link) -> None:
+        """Find out at once what would be noticed late: rights that are missing, memory that forgets."""
+        _logger.info("connected to %s (%s)", node.name, link.release)
+        node.submit(self._probe(node))
+        link.call(("INFO", "memory"), lambda told: self._look_at_memory(node, told))
+
+    def _look_at_memory(self, node: Node, told: object) -> None:
+        found = re.search(rb"^maxmemory_policy:(\S+)", told, re.MULTILINE) if isinstance(told, bytes) else None
+        limited = isinstance(told, bytes) and re.search(rb"^maxmemory:[1-9]", told, re.MULTILINE)
+        if found and limited and found[1] != b"noeviction":
+            policy = found[1].decode("ascii", "replace")
+            advice.once(
+                f"eviction {node.name}",
+                f"{node.name} evicts keys when its memory is full ({policy}), and whoever is evicted has a fresh limit:"
+                " set maxmemory-policy to noeviction",
+            )
 
     def _beat(self) -> None:
         """Be counted, and count."""
@@ -228,3 +257,8 @@ class Session:
         self._routes.close()
         for node in list(self._routes.nodes.values()):
             await node.aclose()
+
+
+def _printable(text: str) -> str:
+    """One line of what a server says."""
+    return "".join(char if char.isprintable() else "?" for char in text[:200])
