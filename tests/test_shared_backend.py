@@ -6,6 +6,7 @@ import asyncio
 import logging
 import sys
 from collections.abc import Awaitable, Callable, Generator, Sequence
+from pathlib import Path
 from types import ModuleType, coroutine
 from typing import Any
 
@@ -19,7 +20,18 @@ from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
 
 from harness import Seeded, at_once, call, config, hello, in_flight, limit_headers, metric, outcomes, plan, problem
-from seawall import ConfigError, LimitExceeded, MemoryBackend, RateLimitMiddleware, Seawall, asgi, charge, limit, usage
+from seawall import (
+    ConfigError,
+    LimitExceeded,
+    MemoryBackend,
+    QuotaMiddleware,
+    RateLimitMiddleware,
+    Seawall,
+    asgi,
+    charge,
+    limit,
+    usage,
+)
 from seawall.backends import Backend, Charge, Failure, Observer, SharedBackend, Verdict
 from seawall.config import load_mapping
 from seawall.decision import Clock
@@ -729,6 +741,25 @@ def test_one_of_two_stores_of_a_name_that_is_away_is_told(clock: ManualClock, re
     assert metric(registry, "seawall_backend_up") == {}
     backend.up = True
     assert metric(registry, "seawall_backend_up") == {("store",): 1}
+
+
+# What is said at the start
+
+
+def test_nothing_is_said_to_be_forgotten_that_is_shared(
+    clock: ManualClock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["uvicorn", "--workers", "4"])
+    file = tmp_path / "seawall.yaml"
+    file.write_text("version: 1\nplans: {default: {quota: 5/day}}\n")
+    with caplog.at_level(logging.WARNING, logger="seawall"):
+        Seawall(hello, config=file, backend=Store(clock), clock=clock)
+        QuotaMiddleware(hello, limit="5/day", backend=Store(clock), clock=clock)
+        assert caplog.messages == []
+        Seawall(hello, config=file, clock=clock)
+        QuotaMiddleware(hello, limit="5/day", clock=clock)
+    assert [text.count("restart forgets") for text in caplog.messages] == [1, 0, 1]
+    assert "backend: {type: redis, url: ...}" in caplog.messages[1]
 
 
 # What a file names

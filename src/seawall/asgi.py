@@ -502,7 +502,9 @@ class Middleware:
     def _advise(self) -> None:
         """What is better said before the first request."""
         for text in self.policy.warnings:
-            advice.once(text, text)
+            # Of a file that says nothing, and a backend that was given.
+            if self.gate.shared is None or not (text is _FORGETFUL or "warning[W008]" in text):
+                advice.once(text, text)
         if any(other.parts & self.parts and _same(other.policy, self.policy) for other in self._inner):
             advice.about_twice(type(self).__name__)
         advice.about_cors(self.app)

@@ -154,5 +154,8 @@ def disabled() -> Iterator[None]:
 
 
 def reset() -> None:
-    """Forget what callers have used, what was counted and what was warned about, everywhere in this process."""
+    """Forget what callers have used, what was counted and what was warned about, everywhere in this process.
+
+    A shared store keeps what it counts: give each test a ``key_prefix`` of its own.
+    """
     asgi.reset_all()
