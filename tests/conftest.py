@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from prometheus_client import CollectorRegistry
 
+import faults
 from seawall.testing import ManualClock
 from stores import Server, standalone
 
@@ -55,6 +56,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.write_sep("-", f"left out: {reasons.total()} tests")
     for reason, count in reasons.most_common():
         terminalreporter.write_line(f"{count:5} {reason}")
+    for line in faults.table():
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")
