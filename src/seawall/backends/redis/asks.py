@@ -21,9 +21,14 @@ REFUSED, DONE, ELSEWHEN = range(3)
 SPEND, DEBIT, REFUND = range(3)
 MOST_TRIES = 3
 """How often a decision is sent on: another node, another window."""
-_HEAD = Struct("<BBd")
+_HEADS = [Struct(f"<BBd{count}H") for count in range(256)]
 
 Shared: TypeAlias = Sequence[tuple[SharedMeter, Key, int]]
+
+
+def _head(op: int, since: int, places: list[int]) -> bytes:
+    count = len(places)
+    return _HEADS[count].pack(op, count, since, *places)
 
 
 class Question:
@@ -43,13 +48,14 @@ class Question:
     def names(self) -> list[bytes]:
         return [meter.tags[key] + meter.suffix for meter, key, _ in self.charges]
 
-    def payload(self) -> bytes:
-        return self._payload(0)
+    def pack(self, terms: dict[bytes, int]) -> bytes:
+        return self._pack(terms, 0)
 
-    def _payload(self, holder: int) -> bytes:
-        charges, wall = self.charges, self.backend.wall()
-        head = _HEAD.pack(self.op, len(charges), self.since)
-        return head + b"".join([meter.record(cost, 0, wall, holder) for meter, _, cost in charges])
+    def _pack(self, terms: dict[bytes, int], holder: int) -> bytes:
+        wall = self.backend.wall()
+        number = terms.setdefault
+        places = [number(meter.record(cost, 0, wall, holder), len(terms)) for meter, _, cost in self.charges]
+        return _head(self.op, self.since, places)
 
     def redirected(self) -> bool:
         """Whether it may be sent on once more; otherwise it fails."""
@@ -131,19 +137,20 @@ class Spend(Question):
             names.append(self.permit.holding.key)
         return names
 
-    def payload(self) -> bytes:
+    def pack(self, terms: dict[bytes, int]) -> bytes:
         backend, permit = self.backend, self.permit
         if permit is None and self.costs is None:
-            return super().payload()
-        wall, holder, charges = backend.wall(), backend.holder, self.charges
-        parts = [_HEAD.pack(SPEND, len(charges) + (permit is not None), 0)]
+            return self._pack(terms, 0)
+        wall, holder, charges, places = backend.wall(), backend.holder, self.charges, []
         costs = self.costs or [cost for _, _, cost in charges]
         for (meter, key, _), cost, want in zip(charges, costs, self.wants or [0] * len(costs), strict=True):
             lease = meter.leases.get(key) if want else None
-            parts.append(meter.record(cost, want, wall, holder, lease.left) if lease else meter.record(cost, 0, wall))
+            term = meter.record(cost, want, wall, holder, lease.left) if lease else meter.record(cost, 0, wall)
+            places.append(terms.setdefault(term, len(terms)))
         if permit is not None:
-            parts.append(record(holder, permit.holding.held, 1, permit.holding.limit))
-        return b"".join(parts)
+            term = record(holder, permit.holding.held, 1, permit.holding.limit)
+            places.append(terms.setdefault(term, len(terms)))
+        return _head(SPEND, 0, places)
 
     def _settle_leases(self, reply: list[int], at: int, verdict: Verdict | None) -> None:
         """Give back what was paid in vain, add what was taken ahead, and count it as there in the verdict.
@@ -179,9 +186,9 @@ class Spend(Question):
         states: list[int] = []
         lefts: list[int] = []
         for meter, _, _ in charges:
-            state = meter.state(reply[at], reply[at + 1], now)
+            state, left = meter.reading(reply[at], reply[at + 1], now)
             states.append(state)
-            lefts.append(meter.rate.remaining(state, now))
+            lefts.append(left)
             at += 3
         full = False
         if self.permit is not None:
@@ -276,8 +283,8 @@ class Note(Question):
         self.taken = taken
         self.holder = holder
 
-    def payload(self) -> bytes:
-        return self._payload(self.holder)
+    def pack(self, terms: dict[bytes, int]) -> bytes:
+        return self._pack(terms, self.holder)
 
     def settle(self, reply: list[int], at: int, now: int) -> int:
         status = reply[at]
@@ -290,7 +297,7 @@ class Note(Question):
                 rate = meter.rate
                 if reply[at + 2] and isinstance(rate, Rate):
                     # It hit the bottom: what there was above it.
-                    before = meter.state(reply[at], reply[at + 1], now * MICROSECOND)
+                    before, _ = meter.reading(reply[at], reply[at + 1], now * MICROSECOND)
                     cost = (now * MICROSECOND * rate.scale + rate.ceiling - before) // rate.interval
                 self.taken[place] = cost
             at += 3
@@ -333,8 +340,9 @@ class Beat(Question):
     def names(self) -> list[bytes]:
         return [self.backend.names.prefix + b":{instances}:instances"]
 
-    def payload(self) -> bytes:
-        return _HEAD.pack(SPEND, 1, 0) + record(self.backend.holder, self.held, 0, None, exact=True)
+    def pack(self, terms: dict[bytes, int]) -> bytes:
+        term = record(self.backend.holder, self.held, 0, None, exact=True)
+        return _head(SPEND, 0, [terms.setdefault(term, len(terms))])
 
     def settle(self, reply: list[int], at: int, now: int) -> int:
         if reply[at] != DONE or reply[at + 3] < 0:
@@ -360,11 +368,12 @@ class Return(Question):
     def names(self) -> list[bytes]:
         return [self.holding.key]
 
-    def payload(self) -> bytes:
+    def pack(self, terms: dict[bytes, int]) -> bytes:
         holding = self.holding
         self.number += holding.returned
         holding.returned = 0
-        return _HEAD.pack(SPEND, 1, 0) + record(self.backend.holder, holding.held, -self.number, None, exact=self.exact)
+        term = record(self.backend.holder, holding.held, -self.number, None, exact=self.exact)
+        return _head(SPEND, 0, [terms.setdefault(term, len(terms))])
 
     def settle(self, reply: list[int], at: int, now: int) -> int:
         if reply[at] != DONE or reply[at + 1] < 0:

@@ -15,9 +15,7 @@ MICROSECOND = 1_000
 _LONGEST_US = 1 << 51
 """A bucket that takes 71 years to fill is outside of what a double can count in microseconds."""
 _MOST_RECORDS = 256
-_BUCKET = Struct("<B7d")
-_LEASE = Struct("<2d")
-_NO_LEASE = _LEASE.pack(0, 0)
+_BUCKET = Struct("<B9d")
 _QUOTA = Struct("<B8d")
 
 
@@ -62,33 +60,37 @@ class BucketMeter(Meter):
 
     def record(self, cost: int, lease: int, wall: int, holder: int = 0, mine: int = 0) -> bytes:
         """A charge of ``cost``, and the wish for ``lease`` units ahead."""
-        rate, per_us = self.bucket, self.per_us
-        record = self._records.get(cost)
+        record = None if lease else self._records.get(cost)
         if record is None:
-            if len(self._records) >= _MOST_RECORDS:
-                self._records.clear()
-            numbers = (*divmod(cost * rate.interval, per_us), *divmod(rate.capacity, per_us))
-            record = self._records[cost] = _BUCKET.pack(0, per_us, *numbers, *divmod(rate.ceiling, per_us))
-        return record + (_LEASE.pack(*divmod(lease * rate.interval, per_us)) if lease else _NO_LEASE)
+            rate, per_us = self.bucket, self.per_us
+            pairs = (cost * rate.interval, rate.capacity, rate.ceiling, lease * rate.interval)
+            record = _BUCKET.pack(0, per_us, *(number for units in pairs for number in divmod(units, per_us)))
+            if not lease:
+                if len(self._records) >= _MOST_RECORDS:
+                    self._records.clear()
+                self._records[cost] = record
+        return record
 
     def empty(self, now: int) -> int:
         """The bucket of somebody who has spent nothing."""
         return now * self.bucket.scale
 
-    def state(self, whole: int, part: int, now: int) -> int:
-        """The bucket that a reply tells of. Raises `ValueError` for one that cannot be."""
-        state = whole * self.per_us + part
-        full = now * self.bucket.scale
-        if not 0 <= part < self.per_us or not full <= state <= full + self.bucket.ceiling:
+    def reading(self, whole: int, part: int, now: int) -> tuple[int, int]:
+        """The bucket that a reply tells of, and what is left in it. Raises `ValueError` for one that cannot be."""
+        rate, per_us = self.bucket, self.per_us
+        state = whole * per_us + part
+        ahead = state - now * rate.scale
+        if not 0 <= part < per_us or not 0 <= ahead <= rate.ceiling:
             raise ValueError("no such bucket")
-        return state
+        room = rate.capacity - ahead
+        return state, room // rate.interval if room > 0 else 0
 
 
 @final
 class QuotaMeter(Meter):
     """A calendar quota in Redis. ``local`` and ``denied`` are as a bucket's."""
 
-    __slots__ = ("denied", "leases", "local", "quota", "suffix", "tags")
+    __slots__ = ("_base", "_records", "denied", "leases", "local", "quota", "suffix", "tags")
 
     def __init__(self, name: str, store: str, rate: Quota, names: Names, local: LocalMeter) -> None:
         # One of its own: it remembers the window it is in, by the server's clock.
@@ -97,6 +99,8 @@ class QuotaMeter(Meter):
         self.local = local
         self.tags = names.tags(store)
         self.suffix = names.limit("quota", name, store, rate.span, rate.zone)
+        self._base = 0
+        self._records: dict[int, bytes] = {}
         self.denied: dict[Key, tuple[int, int, int]] = {}
         self.leases: dict[Key, Lease] = {}
 
@@ -121,19 +125,28 @@ class QuotaMeter(Meter):
         """A charge of ``cost`` in the window around ``wall``, and the wish of ``holder``, who has ``mine`` left, for
         ``lease`` units ahead. Without a holder nothing is noted of who has how much."""
         quota = self.quota
-        quota.enter(wall)
-        start, stop = quota.start_ns // MICROSECOND, quota.end_ns // MICROSECOND
-        return _QUOTA.pack(1, start, stop, quota.limit, cost, lease, holder, mine, HELD // MICROSECOND)
+        if quota.enter(wall) != self._base:
+            self._base = quota.base
+            self._records.clear()
+        record = None if holder else self._records.get(cost)
+        if record is None:
+            window = (quota.start_ns // MICROSECOND, quota.end_ns // MICROSECOND)
+            record = _QUOTA.pack(1, *window, quota.limit, cost, lease, holder, mine, HELD // MICROSECOND)
+            if not holder:
+                if len(self._records) >= _MOST_RECORDS:
+                    self._records.clear()
+                self._records[cost] = record
+        return record
 
     def empty(self, now: int) -> int:
         """The count of somebody who has spent nothing."""
         return self.quota.enter(now)
 
-    def state(self, used: int, part: int, now: int) -> int:
-        """The count that a reply tells of. Raises `ValueError` for one that cannot be."""
+    def reading(self, used: int, part: int, now: int) -> tuple[int, int]:
+        """The count that a reply tells of, and what is left. Raises `ValueError` for one that cannot be."""
         if used < 0 or part:
             raise ValueError("no such count")
-        return self.quota.enter(now) + used
+        return self.quota.enter(now) + used, max(0, self.quota.limit - used)
 
 
 SharedMeter: TypeAlias = BucketMeter | QuotaMeter

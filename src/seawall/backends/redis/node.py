@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from hashlib import sha1
 from importlib.resources import files
+from struct import Struct
 from typing import Any, Literal, Protocol, TypeAlias, final
 
 import hiredis
@@ -34,6 +35,8 @@ _READ = 0.001
 """Seconds after a stall in which the loop reads what has come meanwhile."""
 _GRACE = 0.0005
 """Half the resolution of a loop's timers."""
+
+_NUMBER = Struct("<H")
 
 Result: TypeAlias = Literal["ok", "timeout", "connection", "error", "mismatch"]
 RELOCATED = frozenset({"READONLY", "MASTERDOWN", "CLUSTERDOWN", "LOADING"})
@@ -55,7 +58,7 @@ class Script:
 
 
 class Ask(Protocol):
-    """Something to be decided in one piece. ``names`` and ``payload`` are as spend.lua reads them."""
+    """Something to be decided in one piece, as spend.lua reads it."""
 
     deadline: float
     """By the loop's clock."""
@@ -66,7 +69,9 @@ class Ask(Protocol):
         """The keys of its charges."""
         ...
 
-    def payload(self) -> bytes: ...
+    def pack(self, terms: dict[bytes, int]) -> bytes:
+        """The decision. ``terms`` are those of the batch, with their numbers; what is not among them is added."""
+        ...
 
     def settle(self, reply: list[int], at: int, now: int) -> int:
         """Take what ``reply`` says from ``at`` on, at ``now`` (microseconds); return where the next one begins.
@@ -221,8 +226,14 @@ class Node:
                     if ask.deadline < late:
                         ask.fail("timeout")
                 pending = [ask for ask in pending if ask.deadline >= late]
-            for asks in self._pieces(pending):
-                self._send(asks)
+            pieces = deque(self._pieces(pending))
+            try:
+                while pieces:
+                    self._send(pieces.popleft())
+            finally:
+                # Whatever goes wrong, nobody waits for ever.
+                self._pending += [ask for piece in pieces for ask in piece]
+                self._arm()
         self._arm()
 
     def _pieces(self, asks: list[Ask]) -> list[list[Ask]]:
@@ -244,16 +255,15 @@ class Node:
             return
         self._number = number = (self._number + 1) & 0xFFFFFFFF
         batch = _Batch(asks, number, self._loop.time(), whole=whole)
-        if len(asks) == 1:
-            keys, payload = asks[0].names(), asks[0].payload()
-        else:
-            keys = [key for ask in asks for key in ask.names()]
-            payload = b"".join([ask.payload() for ask in asks])
+        self._flights.append(batch)
+        keys = [key for ask in asks for key in ask.names()]
+        terms: dict[bytes, int] = {}
+        decisions = [ask.pack(terms) for ask in asks]
+        payload = b"".join([_NUMBER.pack(len(terms)), *terms, *decisions])
         script = self._script
         how, what = (b"EVAL", script.text) if whole else (b"EVALSHA", script.name)
         if asking:
             link.call((b"ASKING",), lambda _: None)
-        self._flights.append(batch)
         link.call((how, what[link.modern], len(keys), *keys, number, payload), lambda reply: self._answer(batch, reply))
 
     def resend(self, asks: list[Ask], *, asking: bool) -> None:
@@ -284,6 +294,9 @@ class Node:
             _settle(batch, reply)
         except (ValueError, IndexError):
             self._mistrust(batch, took, late=False)
+        except BaseException:
+            self._mistrust(batch, took, late=False)
+            raise
         else:
             self._called("ok", took)
 
