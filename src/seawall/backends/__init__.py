@@ -106,7 +106,7 @@ class Backend(Protocol):
     def refund(self, charges: Sequence[Charge], spent_at: int) -> None:
         """Give ``charges`` back that were spent at ``spent_at`` (`Verdict.wall`), without waiting for anything.
 
-        Void once their window is over.
+        Void once their window is over; a bucket's is the time in which it fills.
         """
         ...
 
