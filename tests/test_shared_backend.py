@@ -32,7 +32,19 @@ from seawall import (
     limit,
     usage,
 )
-from seawall.backends import Backend, Charge, Failure, Observer, SharedBackend, Verdict
+from seawall.backends import (
+    FULL,
+    Backend,
+    Charge,
+    Failure,
+    FleetBackend,
+    Full,
+    Key,
+    Observer,
+    Permit,
+    SharedBackend,
+    Verdict,
+)
 from seawall.config import load_mapping
 from seawall.decision import Clock
 from seawall.exchange import Account
@@ -341,6 +353,48 @@ def test_who_leaves_while_the_store_is_asked_holds_nothing(
     assert in_flight(registry) == 0
     assert outcomes(registry) == {"cancelled": 1}
     assert store.refunded == []
+
+
+class Fleet(Store):
+    """A store that also counts who has a request in flight, and has one slot for everybody."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        super().__init__(clock)
+        self.taken: list[Permit] = []
+
+    def permit(self, store: str, key: Key, limit: int) -> Permit:
+        return Permit()
+
+    def spend_with(
+        self, permit: Permit, charges: Sequence[Charge], failure: Failure | None = None
+    ) -> Verdict | Full | None:
+        if self.taken:
+            return FULL
+        self.taken.append(permit)
+        return self._decide(charges, failure)
+
+    def release(self, permit: Permit) -> None:
+        self.taken = [one for one in self.taken if one is not permit]
+
+    def in_flight(self) -> dict[str, int]:
+        return {"callers": len(self.taken), "in_flight": len(self.taken)}
+
+
+def test_a_store_that_counts_who_is_in_flight_is_read_and_not_guessed_at(
+    clock: ManualClock, registry: CollectorRegistry
+) -> None:
+    seen: list[Any] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append((sorted(usage(Request(scope))), guarded.statistics()["concurrency"], call(guarded).status))
+        await hello(scope, receive, send)
+
+    store = Fleet(clock)
+    assert isinstance(store, FleetBackend)
+    guarded = shell(store, clock, registry, app)
+    assert call(guarded).status == 200
+    assert seen == [(["rate"], {"callers": 1, "in_flight": 1}, 429)]
+    assert guarded.statistics()["concurrency"] == {"callers": 0, "in_flight": 0}
 
 
 # Limits of endpoints

@@ -521,7 +521,7 @@ class Middleware:
         gate = self.gate
         return {
             "backend": gate.backend.statistics(),
-            "concurrency": gate.concurrency.statistics(),
+            "concurrency": gate.concurrency.statistics() if gate.fleet is None else gate.fleet.in_flight(),
             "overload": {} if gate.turnstile is None else gate.turnstile.current.statistics(),
             "streams": {} if gate.streams is None else dict(gate.streams.open),
         }

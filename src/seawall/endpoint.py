@@ -185,7 +185,8 @@ def usage(request: HTTPConnection) -> dict[str, Decision]:
     """What the caller has left of each policy that limits this request, by the policy's name.
 
     Read off this request's own decision, so it costs no call; what the caller has spent since is not in it. Empty
-    where the request is exempt, and without the rates and quotas that nobody could check.
+    where the request is exempt. Without rates and quotas that nobody could check, and without ``concurrency`` where a
+    store counts it for all processes.
     """
     exchange = _exchange(request)
     if exchange is None:
@@ -204,7 +205,7 @@ def usage(request: HTTPConnection) -> dict[str, Decision]:
             )
     for part in (exchange, *exchange.inside):
         allowed = part.terms.concurrency
-        if allowed is not None:
+        if allowed is not None and part.gate.fleet is None:
             left = max(0, allowed - part.gate.concurrency.in_flight(part.principal))
             found["concurrency"] = Decision(left > 0, "concurrency", allowed, left, 0.0 if left else 1.0, 0.0)
     return found

@@ -192,6 +192,7 @@ class Gate:
         self.policy = policy
         self.backend = backend
         self.shared = backend if isinstance(backend, SharedBackend) else None
+        self.fleet = backend if isinstance(backend, FleetBackend) else None
         self._random = random
         self.cells = cells
         self.parts = parts
@@ -247,7 +248,7 @@ class Gate:
             stages.append(self.streams)
         plans = [*policy.plans.values(), *(tenant.plan for tenant in policy.tenants.values())]
         limited = "concurrency" in parts and any(plan.concurrency for plan in plans)
-        if limited and not isinstance(self.backend, FleetBackend):
+        if limited and self.fleet is None:
             stages.append(self.concurrency)
         if parts & {"rate", "quota"}:
             shared = self.shared
