@@ -41,10 +41,15 @@ class Shelf(Storage):
     counts: ClassVar[dict[str, int]] = {}
     calls: ClassVar[list[str]] = []
     fault: ClassVar[Callable[[], Awaitable[None]] | None] = None
+    made: ClassVar[int] = 0
+
+    def __init__(self, uri: str, **options: Any) -> None:
+        super().__init__(uri, **options)
+        Shelf.made += 1
 
     @classmethod
     def clean(cls) -> None:
-        cls.counts, cls.calls, cls.fault = {}, [], None
+        cls.counts, cls.calls, cls.fault, cls.made = {}, [], None, 0
 
     @property
     def base_exceptions(self) -> type[Exception]:
@@ -412,9 +417,11 @@ async def test_a_refusal_is_remembered_for_a_second_at_most() -> None:
 async def test_a_refusal_is_not_remembered_beyond_its_wait() -> None:
     bench = Bench()
     meter = bench.meter(Rate(10, SECOND))
+    bench.clock.advance(0.5)
     await bench.admits(meter, 10)
     verdict = await bench.spend((meter, b"a", 1))
     assert verdict.waits is not None
+    assert verdict.waits[0] < module.DENIED_FOR
     bench.clock.advance_ns(verdict.waits[0])
     assert await bench.admits(meter)
 
@@ -603,12 +610,12 @@ async def test_a_probe_closes_the_breaker_without_a_request() -> None:
 
 
 async def test_a_probe_of_a_storage_that_is_too_slow_closes_nothing() -> None:
-    bench = Bench(timeout_ns=50_000_000)
+    bench = Bench(timeout_ns=20_000_000)
     meter = bench.meter(Rate(4, HOUR))
     await bench.break_down(meter)
 
     async def slow() -> None:
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.05)
 
     Shelf.fault = slow
     bench.clock.advance(0.25)
@@ -617,6 +624,31 @@ async def test_a_probe_of_a_storage_that_is_too_slow_closes_nothing() -> None:
     assert len(bench.seen.calls) == 2
     assert bench.seen.calls[1] == "timeout"
     assert not bench.backend.up
+
+
+async def test_a_broken_connection_is_given_up_and_a_slow_one_kept() -> None:
+    bench = Bench(timeout_ns=20_000_000)
+    meter = bench.meter(Rate(4, HOUR))
+    Shelf.made = 0
+    for fault, made in ((hang, 1), (refused, 1), (hang, 2)):
+        Shelf.fault = fault
+        bench.clock.advance(0.25)
+        await answer(bench.backend, [(meter, b"a", 1)])
+        await bench.settled()
+        assert Shelf.made == made, fault
+
+
+async def test_a_connection_on_which_nothing_comes_is_given_up_after_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_STUCK", 0.0)
+    bench = Bench(timeout_ns=20_000_000)
+    meter = bench.meter(Rate(4, HOUR))
+    Shelf.made = 0
+    Shelf.fault = hang
+    for made in (1, 2):
+        bench.clock.advance(0.25)
+        await answer(bench.backend, [(meter, b"a", 1)])
+        await bench.settled()
+        assert Shelf.made == made
 
 
 async def test_requests_send_one_probe_at_a_time() -> None:
@@ -822,9 +854,17 @@ def test_a_missing_driver_is_named_with_the_command_that_installs_it(
         LimitsBackend(f"{scheme}://127.0.0.1:1")
 
 
-def test_what_is_wrong_with_a_url_is_said_without_its_password() -> None:
-    with pytest.raises(ValueError, match="Missing host or port") as caught:
-        LimitsBackend("async+redis+cluster://user:hidden@127.0.0.1")
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("async+redis+cluster://user:hidden@127.0.0.1", "Missing host or port in location 127.0.0.1"),
+        ("async+redis+cluster://user:hidden@127.0.0.1:port", "Unable to parse storage uri of redis"),
+        ("async+redis://user:hidden@[::1:6379", "the url of redis cannot be read"),
+    ],
+)
+def test_what_is_wrong_with_a_url_is_said_without_its_password(url: str, expected: str) -> None:
+    with pytest.raises(ValueError, match=f"^{expected}$") as caught:
+        LimitsBackend(url)
     assert "hidden" not in str(caught.value)
 
 

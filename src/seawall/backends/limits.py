@@ -140,9 +140,7 @@ class LimitsMeter(Meter):
         room = self.limit - cost - count
         if room >= 0:
             # before * (end - t) // span <= room, solved for t; likewise below, a window later.
-            until = end - ((room + 1) * self.span - 1) // before
-            if until < end:
-                return until - wall
+            return end - ((room + 1) * self.span - 1) // before - wall
         behind = ((self.limit - cost + 1) * self.span - 1) // count if count else self.span
         return end + max(0, self.span - behind) - wall
 
@@ -465,7 +463,9 @@ class LimitsBackend:
             return cast(Storage, storage_from_string(self._url, **_OPTIONS.get(self._family, {})))
         except ConfigurationError as error:
             # Some of them repeat the whole URL, password and all.
-            raise ValueError(str(error).replace(self._url, f"{self._family} URL")) from None
+            raise ValueError(re.sub(r"\S+://\S+", f"of {self._family}", str(error))) from None
+        except ValueError:  # whose words may be a part of the password
+            raise ValueError(f"the url of {self._family} cannot be read") from None
 
     def _connect(self, loop: AbstractEventLoop) -> _Connected:
         """The storage of ``loop``. Connections belong to a loop, and tests use several, one after the other."""
@@ -476,11 +476,17 @@ class LimitsBackend:
 
     def _release(self, storage: Storage, loop: AbstractEventLoop) -> None:
         """Close what ``storage`` holds open. The library has no word for it, but every client of its has one."""
-        bridge = getattr(storage, "bridge", storage)
-        client = getattr(bridge, "_storage", None) or getattr(bridge, "storage", None)
-        client = getattr(client, "connection_pool", client) if self._family == "memcached" else client
-        close = getattr(client, "aclose", None) or getattr(client, "close", None)
-        pending = close() if close is not None else None
+        bridge: Any = getattr(storage, "bridge", storage)
+        pending = None
+        try:
+            if self._family == "memcached" and bridge._storage is not None:
+                pending = getattr(bridge._storage, "connection_pool", bridge._storage).close()
+            elif self._family == "mongodb":
+                bridge.storage.close()
+            elif self._family in ("redis", "valkey"):
+                pending = bridge.storage.aclose()
+        except Exception:
+            _logger.warning("connections of the limits backend could not be closed", exc_info=True)
         if asyncio.iscoroutine(pending):
             self._start(pending, loop)
 
