@@ -116,7 +116,7 @@ class Spend(Question):
             if lease is None:
                 if cost:
                     backend.watch(meter, key, now)
-            elif cost and meter.usable(lease, now, wall) >= cost:
+            elif cost and meter.covers(lease, cost, now, wall):
                 lease.left -= cost
                 cost = 0
             elif cost:
@@ -167,8 +167,7 @@ class Spend(Question):
             if not admitted:
                 lease.left += full - cost
             if want:
-                granted = admitted and reply[at + 3 * nth + 2] == 1
-                lease.answer(want if granted else 0)
+                lease.answer((want if reply[at + 3 * nth + 2] else 0) if admitted else None)
             if verdict is not None:
                 lease.state = verdict.states[nth]
                 if lease.left:

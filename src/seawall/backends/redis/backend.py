@@ -225,21 +225,31 @@ class RedisBackend:
         return self.slots.statistics()
 
     def _from_leases(self, charges: Sequence[tuple[SharedMeter, Key, int]]) -> Verdict | None:
-        """Pay with what was taken ahead, if that is enough for all of ``charges``."""
+        """Pay with what was taken ahead, if that is enough for all of ``charges``; or refuse, if it is for later."""
         now, wall = self.clock(), self.wall()
-        leases = []
+        leases, states, lefts = [], [], []
+        early = False
         for meter, key, cost in charges:
             lease = meter.leases.get(key)
-            if lease is None or not cost or meter.usable(lease, now, wall) < cost:
+            if lease is None or not cost or lease.left < cost or meter.lapsed(lease, now, wall):
                 return None
-            leases.append(lease)
-        states, lefts = [], []
-        for lease, (meter, _, cost) in zip(leases, charges, strict=True):
-            lease.left -= cost
             state = meter.unspent(lease, wall)
+            left = meter.rate.remaining(state, wall)
+            early = early or left < cost
+            leases.append(lease)
             states.append(state)
-            lefts.append(meter.rate.remaining(state, wall))
-        return Verdict(cast("Sequence[Charge]", charges), states, lefts, None, wall, wall)
+            lefts.append(left)
+        own = cast("Sequence[Charge]", charges)
+        if early:
+            waits = [
+                meter.rate.wait(state, wall, cost) for (meter, _, cost), state in zip(charges, states, strict=True)
+            ]
+            return Verdict(own, states, lefts, waits, wall, wall)
+        for at, (lease, (meter, _, cost)) in enumerate(zip(leases, charges, strict=True)):
+            lease.left -= cost
+            lefts[at] -= cost
+            states[at] += meter.unit * cost
+        return Verdict(own, states, lefts, None, wall, wall)
 
     def watch(self, meter: SharedMeter, key: Key, now: int) -> None:
         """See whether a key becomes hot."""

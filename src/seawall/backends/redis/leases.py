@@ -6,6 +6,9 @@ spent, hence
 
     admitted in [a, b]  <=  B + r (b - a) + N (l - 1).
 
+Of a bucket that is empty a lease is of what comes next, at most 0.1 s ahead; its holder spends each unit when it would
+have been there, and refuses in between without a call.
+
 How much is taken follows how fast it goes: twice as much where the last lease went within a second, half as much where
 it did not. What is left after a second is given back, and so is everything at the end of the process; what a process
 that is killed had of a bucket, the bucket regains by itself. A quota does not, so there the server notes who holds how
@@ -62,9 +65,12 @@ class Lease:
         self.asking = self.want > 0
         return self.want
 
-    def answer(self, granted: int) -> None:
-        """How much a call that asked for more has brought: all of it, or nothing."""
+    def answer(self, granted: int | None) -> None:
+        """How much a call that asked for more has brought: all of it, or 0; ``None`` where it was refused anyway."""
         self.asking = False
-        self.left += granted
-        if not granted:
-            self.want //= 2
+        if granted:
+            self.left += granted
+        elif granted == 0:
+            self.want //= 4  # so that the next one asks for half
+        else:
+            self.want = (self.want - 1) // 2  # as if it had not asked

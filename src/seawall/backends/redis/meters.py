@@ -28,13 +28,14 @@ class BucketMeter(Meter):
     exact as `seawall.rate`, whose units are these parts.
     """
 
-    __slots__ = ("_records", "bucket", "denied", "leases", "local", "per_us", "suffix", "tags")
+    __slots__ = ("_records", "bucket", "denied", "leases", "local", "per_us", "suffix", "tags", "unit")
 
     def __init__(self, name: str, store: str, rate: Rate, names: Names, local: LocalMeter) -> None:
         super().__init__(name, store, rate)
         self.bucket = rate
         self.local = local
         self.tags = names.tags(store)
+        self.unit = rate.interval
         self.suffix = names.limit("rate", name, store)
         self.per_us = MICROSECOND * rate.scale
         if rate.ceiling // self.per_us >= _LONGEST_US:
@@ -54,9 +55,13 @@ class BucketMeter(Meter):
         """The bucket in which nothing of ``lease`` was taken that is not spent yet, at ``wall``."""
         return max(lease.state - lease.left * self.bucket.interval, wall * self.bucket.scale)
 
-    def usable(self, lease: Lease, now: int, wall: int) -> int:
-        """What may be spent of ``lease``."""
-        return lease.left
+    def lapsed(self, lease: Lease, now: int, wall: int) -> bool:
+        """Whether ``lease`` may not be spent any more."""
+        return False
+
+    def covers(self, lease: Lease, cost: int, now: int, wall: int) -> bool:
+        """Whether ``cost`` can be paid from ``lease`` now."""
+        return lease.left >= cost and self.bucket.remaining(self.unspent(lease, wall), wall) >= cost
 
     def record(self, cost: int, lease: int, wall: int, holder: int = 0, mine: int = 0) -> bytes:
         """A charge of ``cost``, and the wish for ``lease`` units ahead."""
@@ -90,7 +95,7 @@ class BucketMeter(Meter):
 class QuotaMeter(Meter):
     """A calendar quota in Redis. ``local`` and ``denied`` are as a bucket's."""
 
-    __slots__ = ("_base", "_records", "denied", "leases", "local", "quota", "suffix", "tags")
+    __slots__ = ("_base", "_records", "denied", "leases", "local", "quota", "suffix", "tags", "unit")
 
     def __init__(self, name: str, store: str, rate: Quota, names: Names, local: LocalMeter) -> None:
         # One of its own: it remembers the window it is in, by the server's clock.
@@ -98,6 +103,7 @@ class QuotaMeter(Meter):
         super().__init__(name, store, self.quota)
         self.local = local
         self.tags = names.tags(store)
+        self.unit = 1
         self.suffix = names.limit("quota", name, store, rate.span, rate.zone)
         self._base = 0
         self._records: dict[int, bytes] = {}
@@ -115,11 +121,13 @@ class QuotaMeter(Meter):
         """The count without what of ``lease`` is not spent yet."""
         return max(lease.state - lease.left, self.quota.enter(wall))
 
-    def usable(self, lease: Lease, now: int, wall: int) -> int:
-        """What may be spent of ``lease``: nothing once its window is over, or once it may be somebody else's."""
-        if lease.state >= self.quota.enter(wall) and now - lease.asked < SPENT_BY:
-            return lease.left
-        return 0
+    def lapsed(self, lease: Lease, now: int, wall: int) -> bool:
+        """Whether ``lease`` may not be spent any more: its window is over, or it may be somebody else's by now."""
+        return lease.state < self.quota.enter(wall) or now - lease.asked >= SPENT_BY
+
+    def covers(self, lease: Lease, cost: int, now: int, wall: int) -> bool:
+        """Whether ``cost`` can be paid from ``lease`` now."""
+        return lease.left >= cost and not self.lapsed(lease, now, wall)
 
     def record(self, cost: int, lease: int, wall: int, holder: int = 0, mine: int = 0) -> bytes:
         """A charge of ``cost`` in the window around ``wall``, and the wish of ``holder``, who has ``mine`` left, for

@@ -18,6 +18,7 @@ local SPEND, DEBIT, REFUND = 0, 1, 2
 local BUCKET, QUOTA, SLOTS = 0, 1, 2
 local REFUSED, DONE, ELSEWHEN = 0, 1, 2
 local SETBACK = 3600000000 -- how far a clock may step back over the start of a window and still be in it
+local PACE = 100000 -- how long before it is there a lease may be taken: its holder spends it as it comes
 
 local read, pack = struct.unpack, struct.pack
 local ceil, max, min = math.ceil, math.max, math.min
@@ -108,7 +109,7 @@ local function bucket(op, key, t, since)
   elseif t[8] + t[9] > 0 then
     local lq, lf = q + t[8], f + t[9]
     if lf >= s then lq, lf = lq + 1, lf - s end
-    if lq - now < cap or (lq - now == cap and lf <= capf) then q, f, granted = lq, lf, 1 end
+    if lq - now < cap + PACE then q, f, granted = lq, lf, 1 end
   end
   return true, mended and {q0, f0, s, cap}, {q, f, s, cap}, mended, q0, f0, q, f, granted
 end
