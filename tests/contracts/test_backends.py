@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from seawall.backends import SharedBackend
 from seawall.decision import NEVER
 from seawall.rate import SECOND, SETBACK, Quota, Rate
 from strategies import DAY, HOUR, MINUTE, ModelBackend, ModelCharge, limits, most_admitted
@@ -32,19 +33,27 @@ async def test_every_answer_is_that_of_the_arithmetic(
     make: Make, data: st.DataObject, rates: list[Rate | Quota], back: bool
 ) -> None:
     """Decisions, waits and what is left equal `seawall.rate`, over any sequence of calls, clocks that step back too."""
-    subject, model = make(), ModelBackend()
+    async with make() as subject:
+        await follow_the_arithmetic(subject, data, rates, back=back)
+
+
+async def follow_the_arithmetic(
+    subject: Subject, data: st.DataObject, rates: list[Rate | Quota], *, back: bool
+) -> None:
+    model = ModelBackend()
     # The model's quotas are its own: they remember a window as well.
     own: list[Rate | Quota] = [
         Quota(rate.limit, rate.span, rate.zone) if isinstance(rate, Quota) else rate for rate in rates
     ]
     meters = [subject.backend.meter(f"m{n}", "tenant", rate) for n, rate in enumerate(rates)]
     spent_at = subject.clock.wall_ns()
+    earliest = 0
     for _ in range(data.draw(st.integers(1, 12))):
         subject.clock.advance_ns(data.draw(st.one_of(PAUSES, BACKWARD) if back else PAUSES))
-        if subject.clock() < 0:
-            subject.clock.advance_ns(-subject.clock())
+        subject.clock.advance_ns(max(0, earliest - subject.clock()))
+        subject.clock.advance_ns(-(subject.clock() % subject.tick))
         now, wall = subject.clock(), subject.clock.wall_ns()
-        # A refused call may or may not note on a full bucket that it was full now; a step back would show which.
+        # A refused call may or may not note what it would have clamped; a step back would show which.
         most = 1 if back else len(rates)
         chosen = data.draw(st.lists(st.integers(0, len(rates) - 1), min_size=1, max_size=most, unique=True))
         pairs = [(n, data.draw(KEYS), data.draw(COSTS)) for n in chosen]
@@ -52,11 +61,13 @@ async def test_every_answer_is_that_of_the_arithmetic(
         expected: list[ModelCharge] = [(n, own[n], key, cost) for n, key, cost in pairs]
         action = data.draw(st.sampled_from(("spend", "spend", "spend", "peek", "debit", "refund")))
         if action == "debit":
-            subject.backend.debit(charges)
+            await subject.debit(*charges)
             model.debit(expected, now, wall)
         elif action == "refund":
-            subject.backend.refund(charges, spent_at)
-            model.refund(expected, now, wall, spent_at)
+            # What was spent longer ago than a bucket takes to fill may have come back by itself.
+            if all(wall - spent_at < rate.capacity // rate.scale for rate in rates if isinstance(rate, Rate)):
+                await subject.refund(charges, spent_at)
+                model.refund(expected, now, wall, spent_at)
         elif action == "peek":
             for (meter, key, _), wanted in zip(charges, expected, strict=True):
                 assert await subject.admits((meter, key, 0))
@@ -65,13 +76,22 @@ async def test_every_answer_is_that_of_the_arithmetic(
             verdict = await subject.spend(*charges)
             waits = model.spend(expected, now, wall)
             spent_at = verdict.wall
+            assert (verdict.now, verdict.wall) == (subject.now, wall)
             assert (verdict.waits or [0] * len(charges)) == waits
             assert verdict.admitted == (not any(waits))
             assert verdict.left == [model.left(n, own[n], key, now, wall) for n, key, _ in pairs]
             for (n, *_), state, left in zip(pairs, verdict.states, verdict.left, strict=True):
-                assert own[n].remaining(state, now if isinstance(own[n], Rate) else wall) == left
+                assert own[n].remaining(state, verdict.now if isinstance(own[n], Rate) else wall) == left
+        # Whether it is noted that nothing is used at this time, or forgotten, is the backend's affair as well.
+        if any(is_unused(rate, model.states.get((n, key), 0), now, wall) for n, rate, key, _ in expected):
+            earliest = now
 
 
+def is_unused(rate: Rate | Quota, state: int, now: int, wall: int) -> bool:
+    return state <= now * rate.scale if isinstance(rate, Rate) else rate.used(state, wall) == 0
+
+
+@pytest.mark.weak
 async def test_a_verdict_says_what_its_headers_need(subject: Subject) -> None:
     rate, quota = Rate(10, SECOND), Quota(3, "day")
     charges: list[Charge] = [
@@ -80,18 +100,20 @@ async def test_a_verdict_says_what_its_headers_need(subject: Subject) -> None:
     ]
     first = await subject.spend(*charges)
     assert (first.admitted, first.waits, first.left) == (True, None, [6, 1])
-    assert (first.now, first.wall) == (subject.clock(), subject.clock.wall_ns())
+    assert (first.now, first.wall) == (subject.now, subject.clock.wall_ns())
     assert list(first.charges) == charges
     second = await subject.spend(*charges)
     assert (second.admitted, second.waits, second.left) == (False, [0, DAY], [6, 1])
     assert list(second.charges) == charges
 
 
+@pytest.mark.weak
 async def test_nothing_to_charge_is_admitted(subject: Subject) -> None:
     verdict = await subject.spend()
     assert (verdict.admitted, verdict.states, verdict.left) == (True, [], [])
 
 
+@pytest.mark.weak
 @pytest.mark.parametrize("refusing", [0, 1, 2])
 async def test_a_refusal_debits_nothing_anywhere(subject: Subject, refusing: int) -> None:
     """All or nothing, wherever in the order the one that refuses stands."""
@@ -108,6 +130,7 @@ async def test_a_refusal_debits_nothing_anywhere(subject: Subject, refusing: int
     assert await subject.left(*charges) == before == [0 if n == refusing else 10 for n in range(3)]
 
 
+@pytest.mark.weak
 async def test_a_second_limit_is_not_burnt_by_what_the_first_refuses(subject: Subject) -> None:
     """slowapi burns 10 of 1000/day for the 1 that 1/second admits."""
     second = subject.backend.meter("second", "tenant", Rate(1, SECOND))
@@ -120,6 +143,7 @@ async def test_a_second_limit_is_not_burnt_by_what_the_first_refuses(subject: Su
     assert await subject.left((day, "other", 1)) == [999]
 
 
+@pytest.mark.weak
 async def test_a_refused_cost_is_not_charged(subject: Subject) -> None:
     """The fixed window of limits charges it: 4 of 5 used, then 3 refused, and the last one is gone."""
     quota = subject.backend.meter("quota", "tenant", Quota(5, "day"))
@@ -148,36 +172,40 @@ async def test_five_a_second_is_five(subject: Subject) -> None:
     assert count == 5 + 5 * 60 - 1
 
 
+@pytest.mark.weak
 @pytest.mark.parametrize(
     "rate",
     [Rate(100, SECOND, 10), Rate(5, SECOND), Rate(3, SECOND), Rate(3, 2 * SECOND), Rate(5, 15 * MINUTE), Rate(7, DAY)],
     ids=repr,
 )
 async def test_a_wait_is_exact(subject: Subject, rate: Rate) -> None:
-    """G4: alone, admitted after the wait and refused one nanosecond earlier."""
+    """G4: alone, admitted after the wait and refused one tick of its clock earlier."""
     meter = subject.backend.meter("rate", "tenant", rate)
     while await subject.admits((meter, "acme", 1)):
         pass
     for cost in (1, rate.burst):
         waits = (await subject.spend((meter, "acme", cost))).waits
         assert waits is not None
-        subject.clock.advance_ns(waits[0] - 1)
-        assert (await subject.spend((meter, "acme", cost))).waits == [1]
-        subject.clock.advance_ns(1)
+        first = -(-waits[0] // subject.tick) * subject.tick
+        subject.clock.advance_ns(first - subject.tick)
+        assert (await subject.spend((meter, "acme", cost))).waits == [waits[0] - (first - subject.tick)]
+        subject.clock.advance_ns(subject.tick)
         assert await subject.admits((meter, "acme", cost))
 
 
+@pytest.mark.weak
 async def test_a_quota_is_whole_again_at_midnight_and_not_before(subject: Subject) -> None:
     meter = subject.backend.meter("quota", "tenant", Quota(2, "day", "Europe/Berlin"))
     verdict = await subject.spend((meter, "acme", 2))
     assert verdict.admitted
     assert (await subject.spend((meter, "acme", 1))).waits == [23 * HOUR]  # the clock starts at 01:00 in Berlin
-    subject.clock.advance_ns(23 * HOUR - 1)
+    subject.clock.advance_ns(23 * HOUR - subject.tick)
     assert not await subject.admits((meter, "acme", 1))
-    subject.clock.advance_ns(1)
+    subject.clock.advance_ns(subject.tick)
     assert await subject.admits((meter, "acme", 2))
 
 
+@pytest.mark.weak
 async def test_what_can_never_fit_is_told_apart_from_what_must_wait(subject: Subject) -> None:
     """G5."""
     rate = subject.backend.meter("rate", "tenant", Rate(5, SECOND))
@@ -187,6 +215,7 @@ async def test_what_can_never_fit_is_told_apart_from_what_must_wait(subject: Sub
     assert await subject.left((rate, "acme", 0), (quota, "acme", 0)) == [5, 5]
 
 
+@pytest.mark.weak
 async def test_a_peek_costs_nothing_even_when_nothing_is_left(subject: Subject) -> None:
     rate, quota = (
         subject.backend.meter("r", "tenant", Rate(1, HOUR)),
@@ -196,11 +225,12 @@ async def test_a_peek_costs_nothing_even_when_nothing_is_left(subject: Subject) 
         for _ in range(3):
             assert await subject.left((meter, "acme", 0)) == [1]
         assert await subject.admits((meter, "acme", 1))
-        subject.backend.debit([(meter, "acme", 1)])
+        await subject.debit((meter, "acme", 1))
         verdict = await subject.spend((meter, "acme", 0))
         assert (verdict.admitted, verdict.left) == (True, [0])
 
 
+@pytest.mark.weak
 async def test_buckets_are_apart_by_key_name_and_store(subject: Subject) -> None:
     rate = Rate(1, HOUR)
     meters = [subject.backend.meter(name, store, rate) for name in ("a", "b") for store in ("tenant", "address", "id")]
@@ -211,6 +241,7 @@ async def test_buckets_are_apart_by_key_name_and_store(subject: Subject) -> None
             assert not await subject.admits((meter, key, 1))
 
 
+@pytest.mark.weak
 async def test_the_same_name_store_and_rate_are_the_same_bucket(subject: Subject) -> None:
     """One bucket per name and identity, never one per URL."""
     one, other = (subject.backend.meter("login-ip", "address", Rate(1, HOUR)) for _ in range(2))
@@ -226,37 +257,38 @@ async def test_a_refund_gives_back_and_never_overfills(subject: Subject) -> None
     quota = subject.backend.meter("quota", "tenant", Quota(5, "day"))
     charges: list[Charge] = [(rate, "acme", 3), (quota, "acme", 3)]
     verdict = await subject.spend(*charges)
-    subject.backend.refund(verdict.charges, verdict.wall)
+    await subject.refund(verdict.charges, verdict.wall)
     assert await subject.left(*charges) == [5, 5]
-    subject.backend.refund(verdict.charges, verdict.wall)
+    await subject.refund(verdict.charges, verdict.wall)
     assert await subject.left(*charges) == [5, 5]
     assert await subject.admits((rate, "acme", 5), (quota, "acme", 5))
     assert not await subject.admits((rate, "acme", 1))
 
 
+@pytest.mark.weak
 async def test_a_refund_is_void_once_its_window_is_over(subject: Subject) -> None:
     quota = subject.backend.meter("quota", "tenant", Quota(5, "day"))
     verdict = await subject.spend((quota, "acme", 5))
     subject.clock.advance_ns(DAY)
     assert await subject.admits((quota, "acme", 2))
-    subject.backend.refund(verdict.charges, verdict.wall)
+    await subject.refund(verdict.charges, verdict.wall)
     assert await subject.left((quota, "acme", 0)) == [3]
 
 
 async def test_a_refund_for_nobody_is_nothing(subject: Subject) -> None:
     for rate in (Rate(5, SECOND), Quota(5, "day")):
         meter = subject.backend.meter("limit", "tenant", rate)
-        subject.backend.refund([(meter, "stranger", 3)], subject.clock.wall_ns())
+        await subject.refund([(meter, "stranger", 3)], subject.clock.wall_ns())
         assert await subject.left((meter, "stranger", 0)) == [5]
 
 
 async def test_a_debit_takes_without_asking_down_to_one_burst_of_debt(subject: Subject) -> None:
     rate = subject.backend.meter("rate", "tenant", Rate(5, SECOND))
     quota = subject.backend.meter("quota", "tenant", Quota(5, "day"))
-    assert subject.backend.debit([(rate, "acme", 3), (quota, "acme", 3)]) == [3, 3]
+    assert await subject.debit((rate, "acme", 3), (quota, "acme", 3)) == [3, 3]
     assert await subject.left((rate, "acme", 0), (quota, "acme", 0)) == [2, 2]
-    assert subject.backend.debit([(rate, "acme", 100), (quota, "acme", 100)]) == [7, 100]
-    assert subject.backend.debit([(rate, "acme", 1), (quota, "acme", 1)]) == [0, 1]
+    assert await subject.debit((rate, "acme", 100), (quota, "acme", 100)) == [7, 100]
+    assert await subject.debit((rate, "acme", 1), (quota, "acme", 1)) == [0, 1]
     assert (await subject.spend((rate, "acme", 1))).waits == [6 * SECOND // 5]
     subject.clock.advance_ns(6 * SECOND // 5)
     assert await subject.admits((rate, "acme", 1))
@@ -267,9 +299,9 @@ async def test_a_debit_takes_without_asking_down_to_one_burst_of_debt(subject: S
 async def test_a_debit_says_whole_tokens_only(subject: Subject) -> None:
     """What is given back later must not be more than was taken: part of a token is none."""
     rate = subject.backend.meter("rate", "tenant", Rate(5, SECOND))
-    subject.backend.debit([(rate, "acme", 10)])
+    await subject.debit((rate, "acme", 10))
     subject.clock.advance_ns(SECOND // 2)
-    assert subject.backend.debit([(rate, "acme", 10)]) == [2]
+    assert await subject.debit((rate, "acme", 10)) == [2]
 
 
 async def test_five_hundred_at_once_are_admitted_up_to_the_burst(subject: Subject) -> None:
@@ -315,15 +347,18 @@ async def test_a_peek_writes_the_clamp_back_too(subject: Subject) -> None:
     assert await subject.admits((meter, "acme", 1))
 
 
+@pytest.mark.weak
 async def test_statistics_name_each_store(subject: Subject) -> None:
     for store in ("tenant", "address"):
         assert await subject.admits((subject.backend.meter("rate", store, Rate(1, HOUR)), "somebody", 1))
     statistics = subject.backend.statistics()
-    assert {"tenant", "address"} <= set(statistics)
+    if not isinstance(subject.backend, SharedBackend):  # which counts what it keeps itself
+        assert {"tenant", "address"} <= set(statistics)
     assert all(set(counts) >= {"keys", "evicted", "overflowed"} for counts in statistics.values())
     assert all(type(count) is int for counts in statistics.values() for count in counts.values())
 
 
+@pytest.mark.weak
 async def test_a_backend_is_closed_once_and_names_itself(subject: Subject) -> None:
     assert subject.backend.name
     await subject.backend.aclose()
