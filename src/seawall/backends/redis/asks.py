@@ -322,6 +322,11 @@ class Probe(Question):
         self.node.probed(well=reply[at] in (DONE, REFUSED))
         return at + 4
 
+    def redirected(self) -> bool:
+        # Whoever knows who to ask instead can be asked.
+        self.node.probed(well=True)
+        return False
+
     def fail(self, result: Result) -> None:
         self.node.probed(well=False)
 
