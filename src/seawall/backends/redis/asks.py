@@ -120,6 +120,8 @@ class Spend(Question):
                 lease.left -= cost
                 cost = 0
             elif cost:
+                if meter.lapsed(lease, now, wall):
+                    lease.left = 0
                 want = lease.ask(now, meter.most_ahead(backend.instances))
             costs.append(cost)
             wants.append(want)
@@ -162,12 +164,16 @@ class Spend(Question):
             zip(self.charges, self.costs or (), self.wants or (), strict=True)
         ):
             lease = meter.leases.get(key)
+            granted = (want if reply[at + 3 * nth + 2] else 0) if want and admitted else None
+            unspent = 0 if admitted else full - cost
             if lease is None:
+                unspent += granted or 0
+                if unspent:
+                    self.backend.give_units_back(meter, key, unspent)
                 continue
-            if not admitted:
-                lease.left += full - cost
+            lease.left += unspent
             if want:
-                lease.answer((want if reply[at + 3 * nth + 2] else 0) if admitted else None)
+                lease.answer(granted)
             if verdict is not None:
                 lease.state = verdict.states[nth]
                 if lease.left:
@@ -220,20 +226,23 @@ class Spend(Question):
         self.done(None)
 
     def done(self, answer: Verdict | Full | None) -> None:
-        """Tell the caller, if it is still there. Without an answer from the server somebody else decides."""
+        """The server has answered; without an answer from it this process decides."""
+        backend, permit = self.backend, self.permit
+        if permit is None:
+            self.tell(backend.away(self.charges, self.failure) if answer is None else answer)
+            return
+        permit.waiting = False
+        permit.holding.asked -= 1
         if answer is None:
-            answer = self._decided_here()
-        elif self.permit is not None:
-            self.backend.granted(self.permit, admitted=type(answer) is Verdict and answer.waits is None)
+            answer = backend.away_with(permit, self.charges, self.failure)
+        elif isinstance(answer, Verdict) and answer.waits is None:
+            backend.grant(permit)
+        self.tell(answer)
+
+    def tell(self, answer: Verdict | Full | None) -> None:
+        """Let the caller know, if it is still there."""
         if not self.future.done():
             self.future.set_result(answer)
-
-    def _decided_here(self) -> Verdict | Full | None:
-        if self.permit is None:
-            return self.backend.away(self.charges, self.failure)
-        self.permit.waiting = False
-        self.permit.holding.asked -= 1
-        return self.backend.away_with(self.permit, self.charges, self.failure)
 
 
 @final
@@ -249,11 +258,7 @@ class Part(Spend):
         self.joint = joint
         self.nth = nth
 
-    def done(self, answer: Verdict | Full | None) -> None:
-        if answer is None:
-            answer = self._decided_here()
-        elif self.permit is not None:
-            self.backend.granted(self.permit, admitted=type(answer) is Verdict and answer.waits is None)
+    def tell(self, answer: Verdict | Full | None) -> None:
         self.joint.told(self.nth, answer)
 
 

@@ -89,6 +89,7 @@ class RedisBackend:
         self._deny_cache = deny_cache
         self._meters: dict[tuple[str, str, Rate | Quota], SharedMeter] = {}
         self._ahead_ns: int | None = None
+        self._heard = 0
         self._session: Session | None = None
         self._sessions: dict[AbstractEventLoop, Session] = {}
 
@@ -115,8 +116,16 @@ class RedisBackend:
         return self._wall() if self._ahead_ns is None else self.clock() + self._ahead_ns
 
     def told(self, now: int) -> None:
-        """The server's time is ``now``, in microseconds."""
-        self._ahead_ns = now * MICROSECOND - self.clock()
+        """The server's time was ``now``, in microseconds, a moment ago.
+
+        Of what was heard before, the latest is the best, for every reply is late; but clocks go apart, by less than a
+        thousandth, and are set.
+        """
+        here = self.clock()
+        ahead, before = now * MICROSECOND - here, self._ahead_ns
+        if before is not None and 0 < before - ahead < SECOND:
+            ahead = max(ahead, before - (here - self._heard) // 1_000)
+        self._ahead_ns, self._heard = ahead, here
 
     def session(self) -> Session:
         """The connections of the running loop."""
@@ -149,20 +158,22 @@ class RedisBackend:
         if not charges:
             return _nothing(self.wall())
         own = cast("Sequence[tuple[SharedMeter, Key, int]]", charges)
+        answer: Any = self._known(own, pay=True)
+        if answer is None:
+            answer = self.session().spend(own, failure)
+        return cast("Verdict | None | Awaitable[Verdict | None]", answer)
+
+    def _known(self, charges: Sequence[tuple[SharedMeter, Key, int]], *, pay: bool) -> Verdict | None:
+        """What can be said without a call: that it is refused still, or, if it is to ``pay``, that it is paid."""
         if self._deny_cache:
-            for meter, key, cost in own:
+            for meter, key, cost in charges:
                 known = meter.denied.get(key) if meter.denied else None
                 if known is not None and 0 < known[0] <= cost:
-                    verdict = self._refused_before(own)
+                    verdict = self._refused_before(charges)
                     if verdict is not None:
                         return verdict
                     break
-        if self.watched:
-            verdict = self._from_leases(own)
-            if verdict is not None:
-                return verdict
-        answer: Any = self.session().spend(own, failure)
-        return cast("Verdict | None | Awaitable[Verdict | None]", answer)
+        return self._from_leases(charges, pay=pay) if self.watched else None
 
     def permit(self, store: str, key: Key, limit: int) -> SlotPermit:
         """A wish for one of ``limit`` slots over the whole fleet, to hand to `spend_with`."""
@@ -177,22 +188,19 @@ class RedisBackend:
         if holding.running + holding.asked >= holding.limit:
             return FULL
         if not holding.spare:
-            return self.session().spend(cast("Sequence[tuple[SharedMeter, Key, int]]", charges), failure, own)
+            shared = cast("Sequence[tuple[SharedMeter, Key, int]]", charges)
+            return self._known(shared, pay=False) or self.session().spend(shared, failure, own)
         holding.spare -= 1
         holding.running += 1
         own.held, holding.unused = True, False
         return self.spend(charges, failure) if charges else _nothing(self.wall())
 
-    def granted(self, permit: SlotPermit, *, admitted: bool) -> None:
-        """What was asked for was answered: with a slot, or without."""
-        holding = permit.holding
-        permit.waiting = False
-        holding.asked -= 1
-        if admitted:
-            holding.running += 1
-            permit.held = True
-            if permit.given_up:
-                self.release(permit)
+    def grant(self, permit: SlotPermit) -> None:
+        """There is a slot for it; back with it, if nobody wants it any more."""
+        permit.holding.running += 1
+        permit.held = True
+        if permit.given_up:
+            self.release(permit)
 
     def release(self, permit: Permit) -> None:
         """Give the slot back, now or as soon as it is granted. Safe twice."""
@@ -224,8 +232,8 @@ class RedisBackend:
         """``callers`` of this process with requests in flight, and ``in_flight`` over all of them."""
         return self.slots.statistics()
 
-    def _from_leases(self, charges: Sequence[tuple[SharedMeter, Key, int]]) -> Verdict | None:
-        """Pay with what was taken ahead, if that is enough for all of ``charges``; or refuse, if it is for later."""
+    def _from_leases(self, charges: Sequence[tuple[SharedMeter, Key, int]], *, pay: bool) -> Verdict | None:
+        """Pay with what was taken ahead, if that is enough for all of ``charges``; refuse, if it is for later."""
         now, wall = self.clock(), self.wall()
         leases, states, lefts = [], [], []
         early = False
@@ -245,6 +253,8 @@ class RedisBackend:
                 meter.rate.wait(state, wall, cost) for (meter, _, cost), state in zip(charges, states, strict=True)
             ]
             return Verdict(own, states, lefts, waits, wall, wall)
+        if not pay:
+            return None
         for at, (lease, (meter, _, cost)) in enumerate(zip(leases, charges, strict=True)):
             lease.left -= cost
             lefts[at] -= cost
@@ -270,10 +280,16 @@ class RedisBackend:
 
     def give_back(self, lease: Lease, session: Session | None = None) -> None:
         """Let go of a key, and return what was taken of it ahead."""
-        meter, session = lease.meter, session or self.session()
+        meter = lease.meter
         del meter.leases[lease.key]
-        if lease.left:
-            session.note(REFUND, [(0, (meter, lease.key, lease.left))], self.wall(), None, holder=self.holder)
+        # One that has lapsed is taken back by the server, unless its window is over.
+        if lease.left and not meter.lapsed(lease, self.clock(), self.wall()):
+            self.give_units_back(meter, lease.key, lease.left, session)
+
+    def give_units_back(self, meter: SharedMeter, key: Key, units: int, session: Session | None = None) -> None:
+        """Return what was taken ahead and is not a lease's any more."""
+        charge = (meter, key, units)
+        (session or self.session()).note(REFUND, [(0, charge)], self.wall(), None, holder=self.holder)
 
     def counted(self, others: int) -> None:
         """So many other processes are there."""
@@ -332,10 +348,7 @@ class RedisBackend:
             return FULL
         verdict = self.away(charges, failure)
         if action == "allow" or (verdict is not None and verdict.waits is None):
-            holding.running += 1
-            permit.held = True
-            if permit.given_up:
-                self.release(permit)
+            self.grant(permit)
         return verdict
 
     def debit(self, charges: Sequence[Charge]) -> list[int]:
@@ -370,11 +383,17 @@ class RedisBackend:
 
     async def aclose(self) -> None:
         """Give back what was taken ahead and close the connections of the running loop. Safe twice."""
-        session = self._sessions.pop(cast(AbstractEventLoop, _get_running_loop()), None)
-        if session is not None:
+        loop = cast(AbstractEventLoop, _get_running_loop())
+        session = self._sessions.get(loop)
+        if session is None:
+            return
+        try:
+            # Answers that come meanwhile may have to give something back, over the same connections.
+            await session.aclose()
+        finally:
+            self._sessions.pop(loop, None)
             if session is self._session:
                 self._session = None
-            await session.aclose()
 
 
 def _nothing(now: int) -> Verdict:
