@@ -27,7 +27,15 @@ _INCOMPLETE = object()
 
 
 class LinkError(Exception):
-    """Why there is no connection, without anything that is secret."""
+    """Why there is no connection, without anything that is secret. ``reached``: there was one, for a moment."""
+
+    reached = True
+
+
+class UnreachedError(LinkError):
+    """Nobody listens there."""
+
+    reached = False
 
 
 @final
@@ -136,7 +144,7 @@ async def connect(
             return link
     except (OSError, UnicodeError) as error:  # the latter of names that are none
         told = error.strerror if isinstance(error, OSError) else None
-        raise LinkError(f"{endpoint}: {told or type(error).__name__}") from None
+        raise UnreachedError(f"{endpoint}: {told or type(error).__name__}") from None
     finally:
         if link is not None and not link.release:
             link.drop("connection")

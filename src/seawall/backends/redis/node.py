@@ -23,12 +23,12 @@ from typing import Any, Literal, Protocol, TypeAlias, final
 import hiredis
 
 from seawall.backends.breaker import Breaker
-from seawall.backends.redis.link import Link, LinkError
+from seawall.backends.redis.link import Link, LinkError, UnreachedError
 from seawall.rate import SECOND
 
 MOST_ASKS = 64
 STUCK = 1.0
-"""Seconds without a reply after which a connection is given up: less would make one a time-out."""
+"""Seconds without a reply after which a connection is given up, and between two connections: no more than one each."""
 LATE = 0.005
 """Seconds by which a timer has to be late to say that the event loop stalled."""
 _READ = 0.001
@@ -150,6 +150,7 @@ class Node:
         self._again: asyncio.TimerHandle | None = None
         self._stalled = False
         self._closed = False
+        self._dial_from = 0.0
 
     def __repr__(self) -> str:
         return f"<Node {self.name}: {self.breaker!r}, {self._link!r}>"
@@ -180,6 +181,8 @@ class Node:
             link = await self._dial()
         except (LinkError, TimeoutError) as error:
             self._dialling = None
+            if not isinstance(error, UnreachedError):
+                self._dial_from = self._loop.time() + STUCK
             self._fail("timeout" if isinstance(error, TimeoutError) else "connection", str(error) or "no answer")
             self._lose("connection")
             return
@@ -188,6 +191,7 @@ class Node:
             link.drop("connection")
             return
         self._link = link
+        self._dial_from = self._loop.time() + STUCK
         link.on_lost = self._lost
         if self.breaker.closed:
             self._noted(self, link, "")
@@ -381,12 +385,15 @@ class Node:
         self._again = None
         if self._closed or self.breaker.closed:
             return
-        self.breaker.begin_probe()
         link = self._link
         if link is not None and link.oldest is not None and self._loop.time() - link.oldest > STUCK:
             self._link = None
             link.on_lost = None
             link.drop("connection")
+        if self._link is None and self._loop.time() < self._dial_from:
+            self._again = self._loop.call_at(self._dial_from, self._try)
+            return
+        self.breaker.begin_probe()
         if self._redirect is not None:
             self._redirect.relocate(self)
         if self._link is None:

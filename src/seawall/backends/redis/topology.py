@@ -17,6 +17,8 @@ from seawall.backends.redis.keys import SLOTS
 from seawall.backends.redis.link import Link, LinkError, connect
 from seawall.backends.redis.node import Node
 
+MOST_NODES = 1_000
+"""Nodes that a cluster may have, by what Redis itself says."""
 MAP_AGAIN = 1.0
 """Seconds between two readings of a cluster's map, and between two looks for a master."""
 
@@ -112,6 +114,7 @@ class Cluster:
         self._map: list[Node | None] = [None] * SLOTS
         self._reading: asyncio.Task[None] | None = None
         self._read_at = -MAP_AGAIN
+        self._leaving: list[asyncio.Task[None]] = []
         self._endpoints: dict[str, Endpoint] = {}
         self.nodes: dict[str, Node] = {}
         self._seeds = [self._at(seed) for seed in address.hosts]
@@ -146,6 +149,8 @@ class Cluster:
         host, _, port = place.rpartition(":")
         if not slot.isdecimal() or int(slot) >= SLOTS or not port.isdecimal() or not host:
             return False
+        if len(self.nodes) >= MOST_NODES:
+            return False
         node = self._at(Endpoint(host.strip("[]"), int(port)))
         if code == "MOVED":
             self._map[int(slot)] = node
@@ -167,7 +172,8 @@ class Cluster:
         try:
             for node in sorted(self.nodes.values(), key=lambda node: not node.breaker.closed):
                 try:
-                    self._adopt(await self._ask_for_map(self._endpoints[node.name]))
+                    endpoint = self._endpoints[node.name]
+                    self._adopt(await self._ask_for_map(endpoint), endpoint.host)
                     return
                 except (LinkError, TimeoutError, ValueError, IndexError, TypeError, AttributeError):
                     continue  # it is away, does not know, or speaks of what is no map
@@ -182,14 +188,23 @@ class Cluster:
         finally:
             link.drop("connection")
 
-    def _adopt(self, ranges: Any) -> None:
+    def _adopt(self, ranges: Any, host: str) -> None:
+        """Go by the map that a node at ``host`` has. One that does not know its own name leaves it out."""
         found: list[Node | None] = [None] * SLOTS
         for first, last, master, *_ in ranges:
-            node = self._at(Endpoint(master[0].decode(), int(master[1])))
+            node = self._at(Endpoint(master[0].decode() if master[0] else host, int(master[1])))
             found[first : last + 1] = [node] * (last + 1 - first)
-        if len(found) == SLOTS and any(found):
-            self._map = found
+        if len(found) != SLOTS or not any(found):
+            raise ValueError("no map")
+        self._map = found
+        kept = {*found, *self._seeds}
+        for name, node in list(self.nodes.items()):
+            if node not in kept:
+                del self.nodes[name], self._endpoints[name]
+                self._leaving.append(self._loop.create_task(node.aclose()))
+        self._leaving = [task for task in self._leaving if not task.done()]
 
     def close(self) -> None:
-        if self._reading is not None:
-            self._reading.cancel()
+        for task in (self._reading, *self._leaving):
+            if task is not None:
+                task.cancel()
