@@ -2,10 +2,11 @@
 """What sharing limits through Redis costs, beside other limiters and two floors. One interleaved run on a real Valkey.
 
     python benchmarks/redis.py            everything, about 20 minutes; writes results/redis.{json,svg,png}
-    python benchmarks/redis.py --short    a smoke run, about a minute; writes nothing without --json
+    python benchmarks/redis.py --short    a smoke run, a minute or two; writes nothing without --json
     python benchmarks/redis.py --subjects Seawall,limits
 
-Needs `pip install -e .[bench]`. What is missing or does not work is listed with the reason.
+Needs `pip install -e .[bench]`. What is missing or does not work is listed with the reason. Each subject has processes
+of its own, whose event loops stand still while others are measured.
 
 1 and 3 limits; 1, 32 and 256 callers at once; a hot key and 100,000 keys; allowed and denied; one process and four. Of
 each: processor time of the clients and of the server per decision, round trips per decision, decisions a second. The

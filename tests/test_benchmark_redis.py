@@ -170,12 +170,11 @@ def test_there_are_as_many_addresses_as_asked_for() -> None:
 
 
 async def test_a_worker_says_what_went_wrong_and_goes_on() -> None:
-    one = worker.Worker(0)
-    assert await one.obey({"do": "run", "name": "nobody", "callers": 1, "calls": 1}) == {"error": "KeyError: 'nobody'"}
+    one = worker.Worker(0, subjects.named(subjects.NOTHING))
+    assert await one.obey({"do": "run", "callers": 1, "calls": 1}) == {"error": "RuntimeError: not open"}
     setup = {"url": "", "prefix": "", "limits": 1, "denied": False}
-    opened = {"do": "open", "setup": setup, "names": [subjects.NOTHING], "keys": 4, "workers": 1}
-    assert await one.obey(opened) == {}
-    answer = await one.obey({"do": "run", "name": subjects.NOTHING, "callers": 3, "calls": 10})
+    assert await one.obey({"do": "open", "setup": setup, "keys": 4, "workers": 1}) is None
+    answer = await one.obey({"do": "run", "callers": 3, "calls": 10})
     assert (answer["calls"], answer["wrong"]) == (10, 0)
     await one.close()
 
@@ -261,7 +260,7 @@ def test_a_run_that_is_told_to_end_leaves_nothing_behind() -> None:
     children = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
     os.kill(process.pid, signal.SIGTERM)
     process.communicate(timeout=30)
-    assert len(children) == 3  # the server's keeper and two workers
+    assert len(children) == 5  # the server's keeper, two processes that ask and two that only drive
     assert [pid for pid in children if alive(pid)] == []
 
 

@@ -14,13 +14,13 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from benchmarks import harness
 from benchmarks.harness import Summary, say
-from benchmarks.redisbench.subjects import NOTHING, SEAWALL, SEAWALL_EXACT, SUBJECTS, Setup, Subject
+from benchmarks.redisbench.subjects import NOTHING, SEAWALL, SEAWALL_EXACT, SUBJECTS, Setup, Subject, named
 from benchmarks.redisbench.valkey import Server, serve
 from benchmarks.server import _child as child
 
@@ -29,6 +29,8 @@ BUSY = 32
 """Callers at once where only one number is wanted."""
 BURST = 80
 """Of a bucket, for each process that shares it: the least for which leases are to save most of the calls."""
+REFILL, DEMAND = 3_000, 2_000
+"""Units a second that it gets back, and that each process asks for at most."""
 AUDITED = 32
 """Calls under `MONITOR`, of every subject."""
 WATCHED, WATCHED_KEYS = 1_024, 64
@@ -103,7 +105,7 @@ class Results:
     exact: dict[int, float | None] = field(default_factory=dict)
     """By the number of limits, round trips per decision without leases, the most."""
     leased: dict[int, float | None] = field(default_factory=dict)
-    """By the number of processes N, round trips per decision on a hot bucket with a burst of `BURST` * N."""
+    """By the number of processes N, round trips per decision on a hot bucket with a burst of N times `BURST`."""
     failures: dict[str, str] = field(default_factory=dict)
 
     def fail(self, what: str, reason: str) -> None:
@@ -118,14 +120,15 @@ class Failed(Exception):
 
 
 class Crew:
-    """Worker processes. What some of them are told they do at the same time."""
+    """So many processes for each subject. What some of them are told they do at the same time."""
 
-    def __init__(self, workers: Sequence[subprocess.Popen[str]]) -> None:
+    def __init__(self, workers: Mapping[str, Sequence[subprocess.Popen[str]]], size: int) -> None:
         self.workers = workers
+        self.size = size
 
-    def tell(self, commands: Sequence[Mapping[str, Any]]) -> list[Any]:
-        """Give the first worker the first command and so on; their answers."""
-        told = list(zip(self.workers, commands, strict=False))
+    def tell(self, name: str, commands: Sequence[Mapping[str, Any]]) -> list[Any]:
+        """Give the first process of the subject of that name the first command and so on; their answers."""
+        told = list(zip(self.workers[name], commands, strict=False))
         for worker, command in told:
             assert worker.stdin is not None
             worker.stdin.write(json.dumps(command) + "\n")
@@ -135,31 +138,37 @@ class Crew:
             assert worker.stdout is not None
             line = worker.stdout.readline()
             if not line:
-                raise RuntimeError("a worker ended")
+                raise RuntimeError(f"a process of {name} ended")
             answers.append(json.loads(line))
         for answer in answers:
             if answer and "error" in answer:
                 raise Failed(answer["error"])
         return answers
 
-    def tell_all(self, **command: Any) -> list[Any]:
-        """Give all of them the same command."""
-        return self.tell([command] * len(self.workers))
+    def tell_all(self, name: str, **command: Any) -> list[Any]:
+        """Give all processes of one subject the same command."""
+        return self.tell(name, [command] * self.size)
 
 
 @contextmanager
-def crew(size: int) -> Iterator[Crew]:
-    """So many workers, for as long as the block lasts."""
+def crew(names: Collection[str], size: int) -> Iterator[Crew]:
+    """``size`` processes for each of ``names``, for as long as the block lasts."""
+    command = [sys.executable, "-m", "benchmarks.redisbench.worker"]
     with ExitStack() as stack:
-        command = [sys.executable, "-m", "benchmarks.redisbench.worker"]
-        yield Crew([stack.enter_context(child([*command, str(number)])) for number in range(size)])
+        yield Crew(
+            {
+                name: [stack.enter_context(child([*command, str(number), name])) for number in range(size)]
+                for name in names
+            },
+            size,
+        )
 
 
 def measure(effort: Effort, names: Collection[str], *, seed: int) -> Results:
     """Measure all of ``names`` on a server of their own."""
     results = Results()
     cases = [Case(limits, keys, denied) for limits in (1, 3) for keys in effort.keys for denied in (False, True)]
-    with serve(SERVER_CORE) as server, crew(max(effort.processes)) as workers:
+    with serve(SERVER_CORE) as server, crew(names, max(effort.processes)) as workers:
         results.server = server.version()
         for number, case in enumerate(cases):
             say(f"{number + 1}/{len(cases)} {case}:")
@@ -172,11 +181,6 @@ def measure(effort: Effort, names: Collection[str], *, seed: int) -> Results:
             for processes in effort.processes:
                 results.leased[processes] = per_request_leased(server, workers, effort, processes, results)
     return results
-
-
-def named(name: str) -> Subject:
-    """The subject of that name."""
-    return next(subject for subject in SUBJECTS if subject.name == name)
 
 
 def applicable(case: Case, names: Collection[str]) -> list[Subject]:
@@ -194,14 +198,13 @@ def opened(
     server: Server, workers: Crew, setup: Setup, subjects: Sequence[Subject], keys: int, results: Results
 ) -> Iterator[list[Subject]]:
     """The subjects that could be set up in all workers, and whose round trips are counted right, within the block."""
-    names = [subject.name for subject in subjects]
-    told = workers.tell_all(do="open", setup=asdict(setup), names=names, keys=keys, workers=len(workers.workers))
-    for failures in told:
-        for name, reason in failures.items():
-            results.fail(name, reason)
     usable = []
     for subject in subjects:
-        if subject.name in told[0]:
+        own = asdict(replace(setup, prefix=f"b{SUBJECTS.index(subject)}:"))
+        try:
+            workers.tell_all(subject.name, do="open", setup=own, keys=keys, workers=workers.size)
+        except Failed as failure:
+            results.fail(subject.name, str(failure))  # whatever the case
             continue
         try:
             if subject.shared:
@@ -214,7 +217,8 @@ def opened(
     try:
         yield usable
     finally:
-        workers.tell_all(do="close")
+        for subject in subjects:
+            workers.tell_all(subject.name, do="close")
         server.forget()
 
 
@@ -228,7 +232,7 @@ def measure_case(
     results: Results,
 ) -> None:
     """The samples of one case."""
-    setup = Setup(server.url, "b", case.limits, case.denied, instances=len(workers.workers))
+    setup = Setup(server.url, "", case.limits, case.denied, instances=workers.size)
     with opened(server, workers, setup, applicable(case, names), case.keys, results) as subjects:
         slots: dict[str, Callable[[], float]] = {}
         for callers in effort.callers:
@@ -268,7 +272,7 @@ def slot_of(
     def wall(calls: int) -> float:
         return calls / run(server, workers, subject, cell, calls).rate
 
-    calls = harness.calls_for(seconds, wall, at_least=cell.callers * cell.processes)
+    calls = harness.calls_for(seconds, wall, at_least=2 * cell.callers * cell.processes)
 
     def slot() -> float:
         sample = run(server, workers, subject, cell, calls)
@@ -279,15 +283,16 @@ def slot_of(
 
 
 def run(server: Server, workers: Crew, subject: Subject, cell: Cell, calls: int) -> Sample:
-    """So many calls, over all processes."""
-    command = {"do": "run", "name": subject.name, "callers": cell.callers, "calls": calls // cell.processes}
+    """So many calls, over all processes, after half as many that do not count: a hot key is hot then."""
+    command = {"do": "run", "callers": cell.callers, "calls": calls // cell.processes}
+    workers.tell(subject.name, [{**command, "calls": calls // cell.processes // 2}] * cell.processes)
     return sampled(server, workers, subject, [command] * cell.processes)
 
 
 def sampled(server: Server, workers: Crew, subject: Subject, commands: Sequence[Mapping[str, Any]]) -> Sample:
-    """What the server and those who are told ``commands`` do meanwhile."""
+    """What the server and the first processes of ``subject`` do, told ``commands``."""
     before = server.work()
-    taken = workers.tell(commands)
+    taken = workers.tell(subject.name, commands)
     done = server.work().since(before)
     calls = sum(answer["calls"] for answer in taken)
     wrong = sum(answer["wrong"] for answer in taken)
@@ -311,12 +316,12 @@ def per_decision_exact(server: Server, workers: Crew, effort: Effort, limits: in
     """Round trips per decision without leases, at the number of callers that needs most; ``None`` if that failed."""
     most = None
     try:
-        setup = Setup(server.url, "b", limits, denied=False)
+        setup = Setup(server.url, "", limits, denied=False)
         with opened(server, workers, setup, [named(SEAWALL_EXACT)], WATCHED_KEYS, results) as subjects:
             for _ in subjects:
                 for callers in effort.callers:
-                    command = {"do": "run", "name": SEAWALL_EXACT, "callers": callers, "calls": WATCHED}
-                    seen, _ = server.watched(lambda command=command: workers.tell([command]))  # type: ignore[misc]
+                    command = {"do": "run", "callers": callers, "calls": WATCHED}
+                    seen, _ = server.watched(partial(workers.tell, SEAWALL_EXACT, [command]))
                     most = max(most or 0.0, about_callers(seen) / WATCHED)
     except Failed as failure:
         results.fail(f"{SEAWALL_EXACT}, watched, {limits} limits", str(failure))
@@ -326,12 +331,12 @@ def per_decision_exact(server: Server, workers: Crew, effort: Effort, limits: in
 
 def per_second_refused(server: Server, workers: Crew, effort: Effort, results: Results) -> float | None:
     """Round trips a second about one key that has been used up; ``None`` if that failed."""
-    setup = Setup(server.url, "b", 1, denied=True)
-    command = {"do": "last", "name": SEAWALL, "callers": BUSY, "seconds": effort.window}
+    setup = Setup(server.url, "", 1, denied=True)
+    command = {"do": "last", "callers": BUSY, "seconds": effort.window}
     try:
         with opened(server, workers, setup, [named(SEAWALL)], 1, results) as subjects:
             for _ in subjects:
-                seen, _ = server.watched(lambda: workers.tell([command]))
+                seen, _ = server.watched(partial(workers.tell, SEAWALL, [command]))
                 return about_callers(seen) / effort.window
     except Failed as failure:
         results.fail(f"{SEAWALL}, a refused key", str(failure))
@@ -339,17 +344,15 @@ def per_second_refused(server: Server, workers: Crew, effort: Effort, results: R
 
 
 def per_request_leased(server: Server, workers: Crew, effort: Effort, processes: int, results: Results) -> float | None:
-    """Round trips per decision where a bucket is just large enough for leases; ``None`` if that failed."""
-    setup = Setup(server.url, "b", 1, denied=False, burst=BURST * processes, instances=processes)
-    cell = Cell(Case(1, 1, denied=False), BUSY, processes)
-    own = Results()
+    """Round trips per decision where a hot bucket is just large enough for leases; ``None`` if that failed."""
+    setup = Setup(server.url, "", 1, denied=False, bucket=(REFILL * processes, BURST * processes), instances=processes)
+    command = {"do": "last", "callers": BUSY, "seconds": effort.window, "pause": BUSY / DEMAND}
+    warmer = {**command, "seconds": effort.window / 4}
     try:
         with opened(server, workers, setup, [named(SEAWALL)], 1, results) as subjects:
             for subject in subjects:
-                slot = slot_of(server, workers, subject, cell, effort.slot, own)
-                for _ in range(max(3, effort.rounds)):
-                    slot()
-                return Summary.of([sample.trips for sample in own.samples[cell][SEAWALL]]).median
+                workers.tell(SEAWALL, [warmer] * processes)
+                return sampled(server, workers, subject, [command] * processes).trips
     except Failed as failure:
         results.fail(f"{SEAWALL}, leased, {processes} processes", str(failure))
     return None
@@ -357,8 +360,8 @@ def per_request_leased(server: Server, workers: Crew, effort: Effort, processes:
 
 def audit(server: Server, workers: Crew, subject: Subject) -> None:
     """Hold the rule by which round trips are counted against what came over the wire."""
-    command = {"do": "run", "name": subject.name, "callers": 4, "calls": AUDITED}
-    seen, done = server.watched(lambda: workers.tell([command]))
+    command = {"do": "run", "callers": 4, "calls": AUDITED}
+    seen, done = server.watched(partial(workers.tell, subject.name, [command]))
     if len(seen) != done.round_trips(subject.sends):
         names = Counter(words[0] for words in seen)
         raise Failed(f"over the wire came {dict(names)}, counted were {done.round_trips(subject.sends)}")
@@ -366,9 +369,8 @@ def audit(server: Server, workers: Crew, subject: Subject) -> None:
 
 def fill(workers: Crew, subject: Subject) -> None:
     """Use the limits up: in Redis each worker those of its part of the callers, in memory everybody's own."""
-    size = len(workers.workers)
-    of = size if subject.shared else 1
-    workers.tell([{"do": "fill", "name": subject.name, "part": number % of, "of": of} for number in range(size)])
+    of = workers.size if subject.shared else 1
+    workers.tell(subject.name, [{"do": "fill", "part": number % of, "of": of} for number in range(workers.size)])
 
 
 # Rows

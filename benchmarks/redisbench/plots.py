@@ -8,7 +8,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from benchmarks.plots import FAINT, FLOOR, OURS, STYLE, bars
 from benchmarks.redisbench.measure import BUSY
@@ -47,7 +47,7 @@ def shared(results: Path, target: Path) -> None:
         _bars(requests, [row for row in limiters if REQUEST in row["subject"]], "added_us")
         requests.set_title("Client: added to a request, direct call")
         requests.set_xlabel("CPU microseconds over the same application alone; median, p10 to p90; log scale")
-        _bars(server, limiters, "server_us")
+        _bars(server, [row for row in limiters if row["trips"]["median"] > 0], "server_us")
         server.set_title("Server")
         server.set_xlabel("CPU microseconds of the server per decision or request; median, p10 to p90; log scale")
         _by_callers(callers, rows)
@@ -81,11 +81,13 @@ def _by_callers(axes: Axes, rows: list[dict[str, Any]]) -> None:
     axes.set_yscale("log")
     ticks = sorted({row["callers"] for row in rows})
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
-    axes.minorticks_off()
+    axes.xaxis.minorticks_off()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.grid(True, color=FAINT, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.set_title(f"Client: a decision by callers at once (3 limits, {many:,} keys)")
     axes.set_xlabel("callers at once, log scale")
     axes.set_ylabel("CPU microseconds per decision")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))

@@ -13,16 +13,16 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 import hiredis
 
 from benchmarks import apps, peers
 from benchmarks.apps import PER_DAY, PER_HOUR
-from seawall.backends import Verdict
-from seawall.backends.redis import RedisBackend
-from seawall.rate import SECOND, Quota, Rate
+
+if TYPE_CHECKING:
+    from seawall.backends.redis import RedisBackend
 
 POOL = 512
 """Connections that redis-py may open for each subject: with its default of 100 it raises at 256 callers."""
@@ -43,8 +43,8 @@ class Setup:
     """1: so many per hour. 3: per hour, day and minute."""
     denied: bool
     """Whether the first limit is one a day."""
-    burst: int | None = None
-    """Of Seawall's first limit, which then is refilled far faster than anybody asks."""
+    bucket: tuple[int, int] | None = None
+    """Units a second and burst of Seawall's first limit, where they are to be others."""
     instances: int = 1
     """Processes that share the limit."""
 
@@ -355,6 +355,8 @@ TIMEOUT_NS = 1_000_000_000
 
 def store(setup: Setup, *, exact: bool) -> RedisBackend:
     """The backend, as it comes or with a call for every decision. It never decides by itself: that would be seen."""
+    from seawall.backends.redis import RedisBackend
+
     return RedisBackend(
         setup.url,
         timeout_ns=TIMEOUT_NS,
@@ -372,9 +374,12 @@ def seawall(*, exact: bool) -> Build:
 
     @asynccontextmanager
     async def build(setup: Setup) -> AsyncIterator[Decide]:
+        from seawall.backends import Verdict
+        from seawall.rate import SECOND, Quota, Rate
+
         first = Rate(1, DAY * SECOND) if setup.denied else Rate(PER_HOUR, 3_600 * SECOND)
-        if setup.burst:
-            first = Rate(1_000_000, SECOND, setup.burst)
+        if setup.bucket:
+            first = Rate(setup.bucket[0], SECOND, setup.bucket[1])
         backend = store(setup, exact=exact)
         rates = (first, Quota(PER_DAY, "day"), Rate(PER_HOUR, 60 * SECOND))[: setup.limits]
         meters = [backend.meter(f"limit-{number}", "address", rate) for number, rate in enumerate(rates)]
@@ -458,3 +463,8 @@ SUBJECTS = (
     Subject(SLOWAPI_HEADERS, STARLETTE, slowapi(headers=True), frozenset({"get", "ttl"})),
     Subject(FASTAPI_LIMITER, FASTAPI, fastapi_limiter),
 )
+
+
+def named(name: str) -> Subject:
+    """The subject of that name."""
+    return next(subject for subject in SUBJECTS if subject.name == name)

@@ -1,7 +1,8 @@
-"""A process that calls limiters: so many callers at once, each taking the next turn from one counter.
+"""A process that calls one limiter: so many callers at once, each taking the next turn from one counter.
 
-Run as a process of its own (``python -m benchmarks.redisbench.worker NUMBER``) it takes one JSON command a line on
-stdin and answers one JSON line. Subjects stay open between commands, with connections and whatever they remember.
+Run as a process of its own (``python -m benchmarks.redisbench.worker NUMBER SUBJECT``) it takes one JSON command a line
+on stdin and answers one JSON line. What it calls stays open between commands, with connections and whatever it
+remembers; but its event loop stands still, so that nothing that it does in the background is paid for by others.
 """
 
 from __future__ import annotations
@@ -13,14 +14,15 @@ import logging
 import random
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
-from itertools import cycle, islice
+from functools import cache
+from itertools import chain, cycle, islice
 from typing import Any
 
 from benchmarks import harness
-from benchmarks.redisbench.subjects import SUBJECTS, Decide, Setup
+from benchmarks.redisbench.subjects import Decide, Setup, Subject, named
 
 FILLERS = 64
 """Callers at once while limits are used up."""
@@ -38,23 +40,27 @@ class Taken:
     wall_ns: int
 
 
-async def drive(decide: Decide, keys: Iterable[str], *, callers: int, wanted: bool | None) -> Taken:
-    """Ask once for each of ``keys``. The loop gets a turn after each answer, as it does in a server."""
+async def drive(decide: Decide, keys: Iterable[str], *, callers: int, wanted: bool, pause: float = 0) -> Taken:
+    """Ask once for each of ``keys``. After an answer a caller waits for ``pause`` seconds, 0 being its next turn."""
     turns = iter(keys)
     calls = wrong = 0
+    begin = asyncio.Event()
 
     async def caller() -> None:
         nonlocal calls, wrong
+        await begin.wait()
         for key in turns:
             calls += 1
             if await decide(key) is not wanted:
                 wrong += 1
-            await asyncio.sleep(0)
+            await asyncio.sleep(pause)
 
-    began, cpu = time.perf_counter_ns(), time.process_time_ns()
     async with asyncio.TaskGroup() as group:
         for _ in range(callers):
             group.create_task(caller())
+        await asyncio.sleep(0)
+        began, cpu = time.perf_counter_ns(), time.process_time_ns()
+        begin.set()
     return Taken(calls, wrong, time.process_time_ns() - cpu, time.perf_counter_ns() - began)
 
 
@@ -66,7 +72,8 @@ def until(deadline: float, keys: Iterable[str]) -> Iterator[str]:
         yield key
 
 
-def addresses(count: int) -> list[str]:
+@cache
+def addresses(count: int) -> Sequence[str]:
     """As many addresses, in an order in which neighbours have nothing in common."""
     found = [f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}" for number in range(count)]
     random.Random(count).shuffle(found)
@@ -74,53 +81,48 @@ def addresses(count: int) -> list[str]:
 
 
 class Worker:
-    """The subjects of one case, open. ``number`` is which of the processes this is."""
+    """One subject. ``number`` is which of its processes this is."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, subject: Subject) -> None:
         self.number = number
+        self.subject = subject
         self._stack = AsyncExitStack()
-        self._decide: dict[str, Decide] = {}
+        self._decide: Decide | None = None
         self._wanted = True
-        self._keys: list[str] = []
+        self._keys: Sequence[str] = ()
         self._turns: Iterator[str] = iter(())
 
-    async def open(self, setup: dict[str, Any], names: list[str], keys: int, workers: int) -> dict[str, str]:
-        """Set ``names`` up; why it failed, for each that did."""
+    async def open(self, setup: dict[str, Any], keys: int, workers: int) -> None:
+        """Set it up for so many keys, of which each worker begins with others."""
         self._keys = addresses(keys)
         start = self.number * keys // workers
-        self._turns = cycle(self._keys[start:] + self._keys[:start])
+        self._turns = chain(islice(self._keys, start, None), cycle(self._keys))
         self._wanted = not setup["denied"]
-        failures = {}
-        for subject in SUBJECTS:
-            if subject.name not in names:
-                continue
-            try:
-                own = Setup(**{**setup, "prefix": f"{setup['prefix']}{SUBJECTS.index(subject)}:"})
-                self._decide[subject.name] = await self._stack.enter_async_context(subject.build(own))
-            except Exception as error:
-                failures[subject.name] = f"failed: {type(error).__name__}: {error}".splitlines()[0]
+        self._decide = await self._stack.enter_async_context(self.subject.build(Setup(**setup)))
         gc.collect()
-        gc.freeze()  # what is alive now is everybody's, and should not be walked in anybody's slot
-        return failures
+        gc.freeze()  # what is alive now is not walked in any slot
 
-    async def fill(self, name: str, part: int, of: int) -> dict[str, Any]:
+    async def fill(self, part: int, of: int) -> dict[str, Any]:
         """Use the limits of every ``of``-th caller up, from the ``part``-th on."""
-        return asdict(await drive(self._decide[name], self._keys[part::of], callers=FILLERS, wanted=None))
+        return await self._drive(self._keys[part::of], FILLERS)
 
-    async def run(self, name: str, callers: int, calls: int) -> dict[str, Any]:
+    async def run(self, callers: int, calls: int) -> dict[str, Any]:
         """One slot of so many calls."""
-        keys = islice(self._turns, calls)
-        return asdict(await drive(self._decide[name], keys, callers=callers, wanted=self._wanted))
+        return await self._drive(islice(self._turns, calls), callers)
 
-    async def last(self, name: str, callers: int, seconds: float) -> dict[str, Any]:
+    async def last(self, callers: int, seconds: float, pause: float = 0) -> dict[str, Any]:
         """One slot of so many seconds."""
-        keys = until(time.monotonic() + seconds, self._turns)
-        return asdict(await drive(self._decide[name], keys, callers=callers, wanted=self._wanted))
+        return await self._drive(until(time.monotonic() + seconds, self._turns), callers, pause)
+
+    async def _drive(self, keys: Iterable[str], callers: int, pause: float = 0) -> dict[str, Any]:
+        if self._decide is None:
+            raise RuntimeError("not open")
+        return asdict(await drive(self._decide, keys, callers=callers, wanted=self._wanted, pause=pause))
 
     async def close(self) -> None:
         """Give everything back."""
         gc.unfreeze()
-        self._decide.clear()
+        self._decide = None
         await self._stack.aclose()
 
     async def obey(self, command: dict[str, Any]) -> Any:
@@ -140,7 +142,7 @@ def main() -> None:
     logging.disable(logging.WARNING)
     harness.pin(number + 1)  # the server has the first core
     with asyncio.Runner() as runner:
-        worker = Worker(number)
+        worker = Worker(number, named(sys.argv[2]))
         for line in sys.stdin:
             print(json.dumps(runner.run(worker.obey(json.loads(line)))), flush=True)
         runner.run(worker.close())
