@@ -68,9 +68,8 @@ class Question:
     def fail(self, result: Result) -> None:
         """Nobody waits for a note."""
 
-    def retry(self, now: int) -> None:
-        """It was asked about another window than the server is in."""
-        self.backend.told(now)
+    def retry(self) -> None:
+        """It was asked about another window than the server is in, which is known now."""
         if self.redirected():
             self.backend.session().ask(self)
 
@@ -176,6 +175,7 @@ class Spend(Question):
                 lease.answer(granted)
             if verdict is not None:
                 lease.state = verdict.states[nth]
+                lease.paced = meter.overdrawn(lease.state, verdict.now)
                 if lease.left:
                     verdict.states[nth] = state = meter.unspent(lease, verdict.now)
                     verdict.left[nth] = meter.rate.remaining(state, verdict.now)
@@ -184,7 +184,7 @@ class Spend(Question):
         status = reply[at]
         at += 1
         if status == ELSEWHEN:
-            self.retry(now)
+            self.retry()
             return at
         now *= MICROSECOND
         first, charges = at, self.charges
@@ -294,7 +294,7 @@ class Note(Question):
         status = reply[at]
         at += 1
         if status == ELSEWHEN:
-            self.retry(now)
+            self.retry()
             return at
         for (meter, _, cost), place in zip(self.charges, self.places, strict=True):
             if self.taken is not None:
@@ -323,7 +323,6 @@ class Probe(Question):
         return [self.prefix]
 
     def settle(self, reply: list[int], at: int, now: int) -> int:
-        self.backend.told(now)
         self.node.probed(well=reply[at] in (DONE, REFUSED))
         return at + 4
 
@@ -356,7 +355,6 @@ class Beat(Question):
     def settle(self, reply: list[int], at: int, now: int) -> int:
         if reply[at] != DONE or reply[at + 3] < 0:
             raise ValueError("no such number")
-        self.backend.told(now)
         self.backend.counted(reply[at + 3])
         return at + 4
 

@@ -243,7 +243,10 @@ class RedisBackend:
                 return None
             state = meter.unspent(lease, wall)
             left = meter.rate.remaining(state, wall)
-            early = early or left < cost
+            if lease.paced:
+                early = early or left < cost
+            else:
+                left = max(left, lease.left)  # this process's clock may be behind
             leases.append(lease)
             states.append(state)
             lefts.append(left)

@@ -40,9 +40,12 @@ MOST_LEASES = 8_192
 
 @final
 class Lease:
-    """What this process has of one bucket or quota. ``state`` is that with all leases debited, as last heard."""
+    """What this process has of one bucket or quota. ``state`` is that with all leases debited, as last heard.
 
-    __slots__ = ("asked", "asking", "key", "left", "meter", "state", "want")
+    ``paced``: some of it was not there yet when it was taken, so each unit waits for its time.
+    """
+
+    __slots__ = ("asked", "asking", "key", "left", "meter", "paced", "state", "want")
 
     def __init__(self, meter: SharedMeter, key: Key, now: int) -> None:
         self.meter = meter
@@ -50,6 +53,7 @@ class Lease:
         self.asked = now
         self.asking = False
         self.left = 0
+        self.paced = False
         self.state = 0
         self.want = 0
 

@@ -61,7 +61,13 @@ class BucketMeter(Meter):
 
     def covers(self, lease: Lease, cost: int, now: int, wall: int) -> bool:
         """Whether ``cost`` can be paid from ``lease`` now."""
-        return lease.left >= cost and self.bucket.remaining(self.unspent(lease, wall), wall) >= cost
+        return lease.left >= cost and (
+            not lease.paced or self.bucket.remaining(self.unspent(lease, wall), wall) >= cost
+        )
+
+    def overdrawn(self, state: int, now: int) -> bool:
+        """Whether more was taken than there is at ``now``."""
+        return state > now * self.bucket.scale + self.bucket.capacity
 
     def record(self, cost: int, lease: int, wall: int, holder: int = 0, mine: int = 0) -> bytes:
         """A charge of ``cost``, and the wish for ``lease`` units ahead."""
@@ -128,6 +134,10 @@ class QuotaMeter(Meter):
     def covers(self, lease: Lease, cost: int, now: int, wall: int) -> bool:
         """Whether ``cost`` can be paid from ``lease`` now."""
         return lease.left >= cost and not self.lapsed(lease, now, wall)
+
+    def overdrawn(self, state: int, now: int) -> bool:
+        """A quota never is: there is nothing to wait for."""
+        return False
 
     def record(self, cost: int, lease: int, wall: int, holder: int = 0, mine: int = 0) -> bytes:
         """A charge of ``cost`` in the window around ``wall``, and the wish of ``holder``, who has ``mine`` left, for

@@ -124,6 +124,7 @@ class Node:
         probe: Callable[[Node], Ask],
         *,
         called: Callable[[Result, int], None],
+        heard: Callable[[int], None],
         noted: Callable[[Node, Link | None, str], None],
         connected: Callable[[Node, Link], None],
         redirect: Redirect | None = None,
@@ -136,6 +137,7 @@ class Node:
         self._script = script
         self._probe = probe
         self._called = called
+        self._heard = heard
         self._noted = noted
         self._connected = connected
         self._redirect = redirect
@@ -295,7 +297,7 @@ class Node:
         if late:
             return
         try:
-            _settle(batch, reply)
+            _settle(batch, reply, self._heard)
         except (ValueError, IndexError):
             self._mistrust(batch, took, late=False)
         except BaseException:
@@ -430,11 +432,15 @@ class Node:
         self._lose("connection")
 
 
-def _settle(batch: _Batch, reply: list[int]) -> None:
-    """Give each ask its part of ``reply``. Those that had none are left in the batch where it is no reply to it."""
+def _settle(batch: _Batch, reply: list[int], heard: Callable[[int], None]) -> None:
+    """Give each ask its part of ``reply``. Those that had none are left in the batch where it is no reply to it.
+
+    ``heard`` is told the server's time, in microseconds.
+    """
     asks, at, now = batch.asks, 3, reply[1] * 1_000_000 + reply[2]
     if not 1e9 < reply[1] < 1e11 or not 0 <= reply[2] < 1_000_000:
         raise ValueError("no such time")
+    heard(now)
     for nth, ask in enumerate(asks):
         batch.asks = asks[nth:]
         at = ask.settle(reply, at, now)

@@ -69,6 +69,7 @@ class Session:
             Breaker(backend.clock, backend.random),
             self._probe,
             called=self._called,
+            heard=backend.told,
             noted=self._noted,
             connected=self._connected,
             **more,
