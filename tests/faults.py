@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import os
 import re
 import time
@@ -18,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from prometheus_client import CollectorRegistry
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from harness import hello, metric
 from proxy import Proxy
@@ -110,25 +111,44 @@ def settings(url: str, **backend: Any) -> dict[str, Any]:
     }
 
 
-class Service:
-    """`Seawall` on a store around an application that says hello, from its start to its shutdown."""
+def living(app: ASGIApp) -> ASGIApp:
+    """The application, with a start and an end."""
 
-    def __init__(self, url: str, app: Any = hello, config: dict[str, Any] | None = None, **backend: Any) -> None:
-        self.registry = CollectorRegistry()
-        self.settings = config or settings(url, **backend)
-        self._app = app
-        self.app = Seawall(self._lived, config=self.settings, registry=self.registry)
-        self._messages: asyncio.Queue[Message] = asyncio.Queue()
-        self._said: asyncio.Queue[Message] = asyncio.Queue()
-        self._life: asyncio.Task[None] | None = None
-
-    async def _lived(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def lived(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "lifespan":
-            await self._app(scope, receive, send)
+            await app(scope, receive, send)
             return
         for event in ("startup", "shutdown"):
             await receive()
             await send({"type": f"lifespan.{event}.complete"})
+
+    return lived
+
+
+def served() -> ASGIApp:
+    """What a server process serves, by the policy in its environment: ``/hold`` begins to answer and goes on for ever,
+    and everything else takes 20 ms."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/hold":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await asyncio.Event().wait()
+        await asyncio.sleep(0.02)
+        await hello(scope, receive, send)
+
+    return Seawall(living(app), config=json.loads(os.environ["FAULTS_POLICY"]))
+
+
+class Service:
+    """`Seawall` on a store around an application that says hello, from its start to its shutdown."""
+
+    def __init__(self, url: str, app: ASGIApp = hello, config: dict[str, Any] | None = None, **backend: Any) -> None:
+        self.registry = CollectorRegistry()
+        self.settings = config or settings(url, **backend)
+        self.app = Seawall(living(app), config=self.settings, registry=self.registry)
+        self._messages: asyncio.Queue[Message] = asyncio.Queue()
+        self._said: asyncio.Queue[Message] = asyncio.Queue()
+        self._life: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         self._life = asyncio.create_task(
@@ -168,8 +188,10 @@ class Service:
         counted = metric(self.registry, "seawall_backend_requests_total")
         return {result: int(value) for (_, result), value in counted.items()}
 
-    async def ask(self, path: str = "/", caller: int = 0) -> Answer:
-        return await drive(self.app, path, client=(f"192.0.2.{caller}", 50_000))
+    async def ask(self, path: str = "/", caller: int | str = 0) -> Answer:
+        """The answer to a request of a caller, an address or the last part of one."""
+        address = caller if isinstance(caller, str) else f"192.0.2.{caller}"
+        return await drive(self.app, path, client=(address, 50_000))
 
     async def until_it_decides(self, within: float = 10.0) -> float:
         """Seconds until a request is decided by the store, and the next 20 are."""
@@ -307,7 +329,8 @@ class Load:
 @dataclass(slots=True)
 class Trial:
     """What a fault did. ``away`` are the seconds from its begin until the store decided again, ``back`` those of them
-    after its end; ``made`` is how many connections were made while it lasted."""
+    after its end; ``made`` is how many connections were made while it lasted, and ``fallbacks`` how many decisions
+    without the store until it was back."""
 
     before: Phase
     fault: Phase
@@ -351,11 +374,11 @@ async def endure(
     connections = proxy.connections if proxy is not None else 0
     async with Load(service) as load:
         before = await load.during(0.4)
-        begun = time.perf_counter()
+        begun, known = time.perf_counter(), service.fallbacks
         await asyncio.to_thread(hurt)
         await asyncio.sleep(max(0.0, begun + seconds - time.perf_counter()))
         made = proxy.connections - connections if proxy is not None else 0
-        trial = await _recover(load, before, begun, mend, losses)
+        trial = await _recover(load, before, begun, known, mend, losses)
     trial.made = made
     _expect(load, trial.bound)
     await eventually(lambda: open_files() <= files, f"{files} open files, as before")
@@ -367,19 +390,21 @@ async def start(service: Service, mend: Change, *, losses: int) -> tuple[Trial, 
     async with Load(service) as load:
         begun = time.perf_counter()
         fault = await load.during(0.6)
-        trial = await _recover(load, fault, begun, mend, losses)
+        trial = await _recover(load, fault, begun, 0, mend, losses)
     _expect(load, trial.bound)
     return trial, load
 
 
-async def _recover(load: Load, before: Phase, begun: float, mend: Change | None, losses: int | None) -> Trial:
+async def _recover(
+    load: Load, before: Phase, begun: float, known: int, mend: Change | None, losses: int | None
+) -> Trial:
     service = load.service
     fault = load.since(begun)
     if mend is not None:
         await asyncio.to_thread(mend)
     back = await service.until_it_decides()
     away = time.perf_counter() - begun
-    fallbacks = service.fallbacks
+    fallbacks = service.fallbacks - known
     after = await load.during(0.3)
     bound = None if losses is None else load.bound(away=away, losses=losses)
     return Trial(before, fault, after, away, back, 0, load.admitted(), bound, fallbacks)

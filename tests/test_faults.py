@@ -7,6 +7,9 @@ the tests hold times to ten times as much, and everything that can be counted to
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import signal
 import sys
 import time
 from asyncio import CancelledError as Cancelled
@@ -14,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,14 +25,20 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 import seawall
-from faults import Load, Service, Trial, endure, note, settings, start
-from harness import hello, in_flight, problem
+from faults import CALLERS, EVERY, TIGHT_CALLERS, Load, Service, Trial, endure, note, settings, start
+from harness import hello, in_flight, problem, structured
 from proxy import Proxy
+from seawall.backends.redis.leases import HELD
+from seawall.backends.redis.slots import LIFE
+from seawall.rate import SECOND
 from seawall.testing import Answer, drive
-from stores import HOST, Server, free_port, standalone, version
+from serving import Caller, asgi_server, serving
+from stores import HOST, Cluster, Sentinels, Server, cluster, free_port, sentinel, standalone, version
 from test_turnstile import stepped
 
 pytestmark = pytest.mark.slow
+
+TESTS = Path(__file__).parent
 
 Step = tuple[Callable[[], object], float]
 
@@ -478,3 +488,242 @@ async def test_two_versions_of_a_policy_share_one_store(server: Server, proxy: P
     errors = server.info("errorstats")
     assert "errorstat_WRONGTYPE" not in errors
     note("rolling deploy, bursts 100 and 40", "<= 2x burst; no WRONGTYPE", f"admitted {admitted}, WRONGTYPE 0, 5xx 0")
+
+
+# Several nodes
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Cluster]:
+    """Three, of which each answers for its own slots whatever becomes of the others."""
+    with cluster(arguments=["--cluster-require-full-coverage", "no"]) as nodes:
+        yield nodes
+
+
+def slots_in_use(node: Server, service: Service) -> dict[int, list[str]]:
+    """What a service has on a node, by slot."""
+    found: dict[int, list[str]] = {}
+    for key in node.command("KEYS", f"{service.prefix}:*"):
+        found.setdefault(node.command("CLUSTER", "KEYSLOT", key), []).append(key)
+    return found
+
+
+async def test_slots_move_from_node_to_node_and_requests_follow(nodes: Cluster) -> None:
+    first, second, _ = nodes.nodes
+
+    def move() -> None:
+        for slot in list(slots_in_use(first, service))[:10]:
+            nodes.migrate(slot, second)
+
+    async with Service(nodes.url) as service:
+        trial, load = await endure(service, move, None, 0.5)
+        errors = service.calls.get("error", 0)
+    assert errors == 0
+    assert all("errorstat_CROSSSLOT" not in node.info("errorstats") for node in nodes.nodes)
+    also = f"CROSSSLOT 0, decided without the store {trial.fallbacks}"
+    write_down(
+        "cluster: 10 slots move (MOVED)", "within budget; 0 CROSSSLOT", trial, load, added=0.025, back=1, also=also
+    )
+
+
+async def test_a_move_that_stops_in_the_middle_stops_one_caller_s_slot_only(nodes: Cluster) -> None:
+    """First half of a caller's keys are on each node, which is TRYAGAIN; then none is where it was, which is ASK."""
+    second, third = nodes.nodes[1:]
+    told: list[int] = []
+
+    def stop_in_the_middle() -> None:
+        slot, keys = next((slot, keys) for slot, keys in slots_in_use(second, service).items() if len(keys) == 2)
+        migration = nodes.migration(slot, third)
+        migration.begin()
+        told.append(service.fallbacks)
+        migration.move(keys[0])
+        time.sleep(0.4)
+        told.append(service.fallbacks)
+        migration.move()
+        time.sleep(0.1)
+        told.append(service.fallbacks)
+        time.sleep(0.4)
+        told.append(service.fallbacks)
+        migration.finish()
+
+    async with Service(nodes.url) as service:
+        trial, load = await endure(service, stop_in_the_middle, None, 1.2)
+        opened = service.calls.get("error", 0) + service.calls.get("timeout", 0)
+    begun, torn, moved, asking = told
+    errors = [node.info("errorstats").keys() for node in nodes.nodes]
+    assert "errorstat_TRYAGAIN" in errors[1]
+    assert "errorstat_ASK" in errors[1]
+    assert all("errorstat_CROSSSLOT" not in each for each in errors)
+    # One caller asks 33 times a second. All others are decided by the store, and this one as well while it is ASK.
+    assert torn - begun <= 0.4 / EVERY + 2
+    also = f"without the store: TRYAGAIN {torn - begun}, ASK {asking - moved}; other calls failed {opened}; CROSSSLOT 0"
+    bar = "within budget; 0 CROSSSLOT"
+    write_down("cluster: stopped half-way (ASK, TRYAGAIN)", bar, trial, load, added=0.025, back=1, also=also)
+
+
+async def test_a_node_that_is_killed_takes_only_its_own_slots_along(nodes: Cluster) -> None:
+    victim = nodes.nodes[2]
+    told: list[int] = []
+
+    def kill() -> None:
+        told.append(len(slots_in_use(victim, service)))
+        victim.kill()
+
+    async with Service(nodes.url) as service:
+        trial, load = await endure(service, kill, victim.restart, 1.0, losses=1)
+    [its_callers] = told
+    # Those of the dead node ask 33 times a second each; the others are decided by the store as before.
+    most = (its_callers + TIGHT_CALLERS) * (trial.away / EVERY + 2)
+    assert 0 < trial.fallbacks <= most
+    asked = len(load.since(trial.fault.begun, trial.fault.begun + trial.away).requests)
+    also = f"without the store {trial.fallbacks} of {asked}, {its_callers} of {CALLERS + 2} callers are its"
+    write_down("cluster: a node killed", "other slots as before; 5xx 0", trial, load, added=0.04, p99=0.005, also=also)
+
+
+@pytest.fixture(scope="module")
+def sentinels() -> Iterator[Sentinels]:
+    with sentinel() as sentinels:
+        yield sentinels
+
+
+async def test_a_planned_failover_is_followed(sentinels: Sentinels) -> None:
+    retiring, heir = sentinels.master, sentinels.replica
+
+    def fail_over() -> None:
+        sentinels.failover()
+        sentinels.wait_for_master(heir)
+
+    def wait_for_the_other() -> None:
+        # Until it is told, the old master decides as well.
+        while retiring.info("replication")["role"] == "master":
+            time.sleep(0.005)
+        heir.command("CONFIG", "RESETSTAT")
+
+    async with Service(sentinels.url) as service:
+        # What the heir has not heard of is lost.
+        trial, load = await endure(service, fail_over, wait_for_the_other, 0.1, losses=1)
+    assert heir.calls()["evalsha"] > 0
+    also = f"in all {trial.away:.2f} s, decided without the store {trial.fallbacks}"
+    write_down("Sentinel failover", "resume <= 2 s; 5xx 0", trial, load, added=0.04, back=2, also=also)
+
+
+async def test_the_death_of_a_master_under_sentinels_is_survived(sentinels: Sentinels) -> None:
+    for each in sentinels.sentinels:
+        each.command("SENTINEL", "SET", sentinels.service, "failover-timeout", 1000)
+    dying, heir = sentinels.master, sentinels.replica
+
+    def die() -> None:
+        dying.kill()
+
+    async with Service(sentinels.url) as service:
+        trial, load = await endure(service, die, lambda: sentinels.wait_for_master(heir), 0.1, losses=1)
+    also = f"in all {trial.away:.2f} s, of which until a new one is named {trial.away - trial.back:.2f}"
+    write_down("master killed under Sentinel", "resume <= 2 s; 5xx 0", trial, load, added=0.04, back=2, also=also)
+
+
+# Processes that end
+
+GRACE = 1
+UVICORN = (*asgi_server("uvicorn-httptools", "faults:served"), "--factory", "--timeout-graceful-shutdown", str(GRACE))
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["answering", "frozen"])
+async def test_a_server_that_is_told_to_end_under_load_does_so_in_time(
+    frozen: bool, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = settings(server.url, leases=True)
+    policy["plans"]["default"]["concurrency"] = 1_000
+    monkeypatch.setenv("FAULTS_POLICY", json.dumps(policy))
+    statuses: list[int] = []
+
+    async def call(port: int) -> None:
+        """Ask until nobody listens any more."""
+        with suppress(OSError, asyncio.IncompleteReadError):
+            caller = await Caller.connect(port)
+            try:
+                while True:
+                    statuses.append((await caller.ask("/")).status)
+            finally:
+                await caller.closed()
+
+    with serving(UVICORN, tmp_path / "log", cwd=TESTS) as served:
+        async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+            for _ in range(20):
+                group.create_task(call(served.port))
+            await asyncio.sleep(0.6)
+            asked = len(statuses)
+            if frozen:
+                server.freeze()
+            begun = time.perf_counter()
+            served.process.send_signal(signal.SIGTERM)
+            try:
+                await asyncio.to_thread(served.process.wait, 20)
+            finally:
+                server.thaw()
+            took = time.perf_counter() - begun
+        ended = served.process.returncode
+    assert asked > 100
+    assert set(statuses) == {200}
+    assert ended in (0, -signal.SIGTERM), (tmp_path / "log").read_text()
+    assert took <= GRACE + 10
+    note(
+        f"SIGTERM under load ({'frozen' if frozen else 'answering'} store)",
+        f"exit <= grace ({GRACE} s) + 1 s; 5xx 0",
+        f"exit {took:.2f} s, 5xx 0 of {len(statuses)}",
+        met=took <= GRACE + 1,
+    )
+
+
+async def test_what_a_killed_process_held_is_free_again(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two slots of two, and a part of a quota that it had taken ahead."""
+    slots, quota, asked = 2, 1_000_000, 45
+    policy = settings(server.url, leases=True, instances=2, timeout="1s")
+    policy["plans"]["default"] = {"quota": f"{quota}/month", "concurrency": slots}
+    policy["routes"] = []
+    monkeypatch.setenv("FAULTS_POLICY", json.dumps(policy))
+
+    async with Service(server.url, config=policy) as service, asyncio.timeout(60):
+        await service.until_it_decides()
+        with serving(UVICORN, tmp_path / "log", cwd=TESTS) as served:
+            callers = [await Caller.connect(served.port) for _ in range(slots)]
+            answers = [await callers[0].ask("/") for _ in range(asked)]
+            for caller in callers:
+                await caller.send("/hold")
+                answers.append(await caller.start())
+            refused = await service.ask("/", HOST)
+            os.kill(served.process.pid, signal.SIGKILL)
+            begun = time.perf_counter()
+            for caller in callers:
+                caller.abort()
+        asked += slots
+        lefts: list[int] = []
+        slots_free = 0.0
+        while not lefts or lefts[-1] < quota - asked:
+            answer = await service.ask("/", HOST)
+            if answer.status == 200:
+                if not lefts:
+                    slots_free = time.perf_counter() - begun
+                asked += 1
+                lefts.append(left(answer))
+            await asyncio.sleep(0.1)
+        quota_free = time.perf_counter() - begun
+    assert {each.status for each in answers} == {200}
+    assert (refused.status, problem(refused)["reason"]) == (429, "concurrency")
+    assert lefts[0] < quota - asked + len(lefts) - 1, "it had taken some ahead"
+    assert lefts[-1] <= quota - asked + 64, "of what it had taken, what it had spent comes back as well"
+    assert slots_free <= LIFE / SECOND + 10
+    assert quota_free <= HELD / SECOND + 10
+    note(
+        "SIGKILL holding slots and leases",
+        f"freed <= lease ({LIFE / SECOND:g} s slots, {HELD / SECOND:g} s quota) + 1 s",
+        f"slots {slots_free:.2f} s, quota {quota_free:.2f} s",
+        met=slots_free <= LIFE / SECOND + 1 and quota_free <= HELD / SECOND + 1,
+    )
+
+
+def left(answer: Answer) -> int:
+    """What is left of the quota."""
+    [(_, parameters)] = structured(answer.headers["ratelimit"])
+    return int(parameters["r"])
