@@ -124,21 +124,21 @@ class SharedSpending(Spending):
             answer = self._shared.spend(charges, terms.failure)
         else:
             return None
-        if answer is None or isinstance(answer, Verdict | Full):
+        if type(answer) is Verdict or answer is None or isinstance(answer, Full):
             return self._decide(ticket, answer)
-        return self._ask(ticket, answer)
+        return self._ask(ticket, cast("Awaitable[Verdict | Full | None]", answer))
 
     async def _ask(self, ticket: Ticket, pending: Awaitable[Verdict | Full | None]) -> Answer:
         return self._decide(ticket, await pending)
 
-    def _decide(self, ticket: Ticket, verdict: Verdict | Full | None) -> Answer:
-        if verdict is None:
-            return unanswered(self._shared, ticket.terms, self._random)
-        if isinstance(verdict, Full):
-            return full(ticket.terms)
-        ticket.verdict = verdict
-        ticket.charged = verdict.admitted
-        return None if verdict.admitted else self._deny(ticket, verdict)
+    def _decide(self, ticket: Ticket, answer: Verdict | Full | None) -> Answer:
+        if type(answer) is Verdict:
+            ticket.verdict = answer
+            if answer.waits is None:
+                ticket.charged = True
+                return None
+            return self._deny(ticket, answer)
+        return unanswered(self._shared, ticket.terms, self._random) if answer is None else full(ticket.terms)
 
     def settle(self, ticket: Ticket, outcome: Outcome, *, refund: bool) -> None:
         permit = ticket.permit

@@ -115,7 +115,7 @@ class Spend(Question):
             if lease is None:
                 if cost:
                     backend.watch(meter, key, now)
-            elif cost and meter.covers(lease, cost, now, wall):
+            elif cost and lease.left >= cost and (meter.draw(lease, cost, now, wall) or (0, -1))[1] >= 0:
                 lease.left -= cost
                 cost = 0
             elif cost:
@@ -175,7 +175,7 @@ class Spend(Question):
                 lease.answer(granted)
             if verdict is not None:
                 lease.state = verdict.states[nth]
-                lease.paced = meter.overdrawn(lease.state, verdict.now)
+                lease.paced = meter.overdrawn(lease.state, verdict.now) and (lease.paced or bool(granted))
                 if lease.left:
                     verdict.states[nth] = state = meter.unspent(lease, verdict.now)
                     verdict.left[nth] = meter.rate.remaining(state, verdict.now)

@@ -164,16 +164,17 @@ class RedisBackend:
         return cast("Verdict | None | Awaitable[Verdict | None]", answer)
 
     def _known(self, charges: Sequence[tuple[SharedMeter, Key, int]], *, pay: bool) -> Verdict | None:
-        """What can be said without a call: that it is refused still, or, if it is to ``pay``, that it is paid."""
+        """What can be said without a call: that it is paid, if it is to ``pay``, or that it is refused still."""
+        if self.watched:
+            verdict = self._from_leases(charges, pay=pay)
+            if verdict is not None:
+                return verdict
         if self._deny_cache:
             for meter, key, cost in charges:
                 known = meter.denied.get(key) if meter.denied else None
                 if known is not None and 0 < known[0] <= cost:
-                    verdict = self._refused_before(charges)
-                    if verdict is not None:
-                        return verdict
-                    break
-        return self._from_leases(charges, pay=pay) if self.watched else None
+                    return self._refused_before(charges)
+        return None
 
     def permit(self, store: str, key: Key, limit: int) -> SlotPermit:
         """A wish for one of ``limit`` slots over the whole fleet, to hand to `spend_with`."""
@@ -234,35 +235,41 @@ class RedisBackend:
 
     def _from_leases(self, charges: Sequence[tuple[SharedMeter, Key, int]], *, pay: bool) -> Verdict | None:
         """Pay with what was taken ahead, if that is enough for all of ``charges``; refuse, if it is for later."""
-        now, wall = self.clock(), self.wall()
-        leases, states, lefts = [], [], []
-        early = False
+        now = self.clock()
+        wall = self._wall() if self._ahead_ns is None else now + self._ahead_ns
+        states, lefts = [], []
         for meter, key, cost in charges:
             lease = meter.leases.get(key)
-            if lease is None or not cost or lease.left < cost or meter.lapsed(lease, now, wall):
-                return None
-            state = meter.unspent(lease, wall)
-            left = meter.rate.remaining(state, wall)
-            if lease.paced:
-                early = early or left < cost
-            else:
-                left = max(left, lease.left)  # this process's clock may be behind
-            leases.append(lease)
-            states.append(state)
-            lefts.append(left)
-        own = cast("Sequence[Charge]", charges)
-        if early:
-            waits = [
-                meter.rate.wait(state, wall, cost) for (meter, _, cost), state in zip(charges, states, strict=True)
-            ]
-            return Verdict(own, states, lefts, waits, wall, wall)
-        if not pay:
-            return None
-        for at, (lease, (meter, _, cost)) in enumerate(zip(leases, charges, strict=True)):
+            if lease is None or lease.left < cost or not cost:
+                break
+            drawn = meter.draw(lease, cost, now, wall)
+            if drawn is None:
+                break
             lease.left -= cost
-            lefts[at] -= cost
-            states[at] += meter.unit * cost
-        return Verdict(own, states, lefts, None, wall, wall)
+            states.append(drawn[0])
+            lefts.append(drawn[1])
+            if drawn[1] < 0:
+                break
+        else:
+            if pay:
+                return Verdict(cast("Sequence[Charge]", charges), states, lefts, None, wall, wall)
+        for (meter, key, cost), _ in zip(charges, states, strict=False):
+            meter.leases[key].left += cost
+        return self._early(charges, now, wall) if lefts and lefts[-1] < 0 else None
+
+    def _early(self, charges: Sequence[tuple[SharedMeter, Key, int]], now: int, wall: int) -> Verdict:
+        """Refuse what could only be paid with what is not there yet."""
+        states, lefts, waits = [], [], []
+        for meter, key, cost in charges:
+            lease = meter.leases.get(key)
+            state, wait = meter.empty(wall), 0
+            if lease is not None and not meter.lapsed(lease, now, wall):
+                state = meter.unspent(lease, wall)
+                wait = meter.rate.wait(state, wall, cost) if lease.paced and lease.left >= cost else 0
+            states.append(state)
+            lefts.append(meter.rate.remaining(state, wall))
+            waits.append(wait)
+        return Verdict(cast("Sequence[Charge]", charges), states, lefts, waits, wall, wall)
 
     def watch(self, meter: SharedMeter, key: Key, now: int) -> None:
         """See whether a key becomes hot."""

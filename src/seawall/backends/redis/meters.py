@@ -59,11 +59,15 @@ class BucketMeter(Meter):
         """Whether ``lease`` may not be spent any more."""
         return False
 
-    def covers(self, lease: Lease, cost: int, now: int, wall: int) -> bool:
-        """Whether ``cost`` can be paid from ``lease`` now."""
-        return lease.left >= cost and (
-            not lease.paced or self.bucket.remaining(self.unspent(lease, wall), wall) >= cost
-        )
+    def draw(self, lease: Lease, cost: int, now: int, wall: int) -> tuple[int, int] | None:
+        """The bucket once ``cost`` has been paid from ``lease``, which has as much, and what is left; less than
+        nothing while it is too early for that."""
+        rate, left = self.bucket, lease.left - cost
+        full = wall * rate.scale
+        state = max(lease.state - left * rate.interval, full + cost * rate.interval)
+        room = (full + rate.capacity - state) // rate.interval
+        # Only what was taken before its time has to wait for it; otherwise this process's clock may be behind.
+        return state, room if room > left or lease.paced else left
 
     def overdrawn(self, state: int, now: int) -> bool:
         """Whether more was taken than there is at ``now``."""
@@ -131,9 +135,12 @@ class QuotaMeter(Meter):
         """Whether ``lease`` may not be spent any more: its window is over, or it may be somebody else's by now."""
         return lease.state < self.quota.enter(wall) or now - lease.asked >= SPENT_BY
 
-    def covers(self, lease: Lease, cost: int, now: int, wall: int) -> bool:
-        """Whether ``cost`` can be paid from ``lease`` now."""
-        return lease.left >= cost and not self.lapsed(lease, now, wall)
+    def draw(self, lease: Lease, cost: int, now: int, wall: int) -> tuple[int, int] | None:
+        """The count once ``cost`` has been paid from ``lease``, and what is left; nothing where that has lapsed."""
+        if self.lapsed(lease, now, wall):
+            return None
+        state = self.unspent(lease, wall) + cost
+        return state, self.quota.limit - (state - self.quota.base)
 
     def overdrawn(self, state: int, now: int) -> bool:
         """A quota never is: there is nothing to wait for."""
