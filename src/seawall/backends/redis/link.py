@@ -17,12 +17,13 @@ import hiredis
 from seawall.backends.redis.address import Address, Endpoint
 
 Answer: TypeAlias = Callable[[Any], None]
-"""Is given a reply, an error of the server among them (`hiredis.ReplyError`), or nothing where none will come."""
+"""Is given a reply, an error of the server among them (`hiredis.ReplyError`), or `LOST` where none will come."""
 
 CONNECT_TIMEOUT = 1.0
 """Seconds for a connection and its handshake. More than a call has, or a slow server would cost one a call."""
 MOST_UNREAD = 1 << 20
 """Bytes without a complete reply after which it is none: ours are a few kilobytes."""
+LOST = object()
 _INCOMPLETE = object()
 
 
@@ -66,15 +67,15 @@ class Link(asyncio.Protocol):
         return self._waiting[0][1] if self._waiting else None
 
     def call(self, command: tuple[Any, ...], answer: Answer) -> None:
-        """Send one command. Its reply, or ``None`` if it is lost, goes to ``answer``."""
+        """Send one command. Its reply, or `LOST`, goes to ``answer``."""
         if self._transport is None or self.lost is not None:
-            answer(None)
+            answer(LOST)
             return
         self._waiting.append((answer, self._loop.time()))
         self._transport.write(hiredis.pack_command(command))
 
     async def ask(self, *command: Any) -> Any:
-        """The reply to one command. Raises `LinkError` for errors and lost connections (not for the request path)."""
+        """The reply to one command. Raises `LinkError` for errors, nothing, and lost connections (not for requests)."""
         reply: asyncio.Future[Any] = self._loop.create_future()
 
         def answer(value: Any) -> None:
@@ -83,8 +84,8 @@ class Link(asyncio.Protocol):
 
         self.call(command, answer)
         value = await reply
-        if value is None or isinstance(value, Exception):
-            raise LinkError(self.lost or str(value or "no reply"))
+        if value is LOST or value is None or isinstance(value, Exception):
+            raise LinkError(self.lost or str(value or "it says nothing"))
         return value
 
     def drop(self, reason: str) -> None:
@@ -96,7 +97,7 @@ class Link(asyncio.Protocol):
             self._transport.abort()
         waiting, self._waiting = self._waiting, deque()
         for answer, _ in waiting:
-            answer(None)
+            answer(LOST)
         if self.on_lost is not None:
             self.on_lost(self, reason)
 

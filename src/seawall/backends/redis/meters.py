@@ -9,7 +9,7 @@ from seawall.backends import Key, Meter
 from seawall.backends.redis.keys import Names
 from seawall.backends.redis.leases import HELD, SPENT_BY, Lease
 from seawall.backends.share import LocalMeter
-from seawall.rate import Quota, Rate
+from seawall.rate import COUNT_MASK, Quota, Rate
 
 MICROSECOND = 1_000
 _LONGEST_US = 1 << 51
@@ -169,7 +169,7 @@ class QuotaMeter(Meter):
 
     def reading(self, used: int, part: int, now: int) -> tuple[int, int]:
         """The count that a reply tells of, and what is left. Raises `ValueError` for one that cannot be."""
-        if used < 0 or part:
+        if not 0 <= used <= COUNT_MASK or part:
             raise ValueError("no such count")
         return self.quota.enter(now) + used, max(0, self.quota.limit - used)
 

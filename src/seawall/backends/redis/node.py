@@ -23,7 +23,7 @@ from typing import Any, Literal, Protocol, TypeAlias, final
 import hiredis
 
 from seawall.backends.breaker import Breaker
-from seawall.backends.redis.link import Link, LinkError, UnreachedError
+from seawall.backends.redis.link import LOST, Link, LinkError, UnreachedError
 from seawall.rate import SECOND
 
 MOST_ASKS = 64
@@ -274,6 +274,8 @@ class Node:
 
     def resend(self, asks: list[Ask], *, asking: bool) -> None:
         """Ask what another node did not know, in time or not at all."""
+        if not asks:
+            return
         if self._link is None:
             self._pending += asks
             self.connect()
@@ -282,7 +284,7 @@ class Node:
         self._arm()
 
     def _answer(self, batch: _Batch, reply: Any) -> None:
-        if reply is None:
+        if reply is LOST:
             return  # the connection is lost: `_lost` has told everybody, or is about to
         late = batch not in self._flights
         if not late:
@@ -292,23 +294,22 @@ class Node:
             self._refused(batch, str(reply), took, late=late)
             return
         if type(reply) is not list or len(reply) < 3 or reply[0] != batch.number or set(map(type, reply)) != {int}:
-            self._mistrust(batch, took, late=late)
+            self._mistrust(batch, late=late)
             return
         if late:
             return
         try:
             _settle(batch, reply, self._heard)
         except (ValueError, IndexError):
-            self._mistrust(batch, took, late=False)
+            self._mistrust(batch, late=False)
         except BaseException:
-            self._mistrust(batch, took, late=False)
+            self._mistrust(batch, late=False)
             raise
         else:
             self._called("ok", took)
 
-    def _mistrust(self, batch: _Batch, took: int, *, late: bool) -> None:
+    def _mistrust(self, batch: _Batch, *, late: bool) -> None:
         """A reply that is none: nothing else that comes over this connection is believed."""
-        self._called("mismatch", took)
         if not late:
             for ask in batch.asks:
                 ask.fail("mismatch")
@@ -375,7 +376,7 @@ class Node:
         self._arm()
 
     def _fail(self, result: Result, reason: str, *, counted: bool = False) -> None:
-        if result == "connection" and not counted:
+        if result in ("connection", "mismatch") and not counted:
             self._called(result, 0)
         if self.breaker.fail(reason):
             self._noted(self, None, reason)
