@@ -181,16 +181,24 @@ class Node:
     async def _connect(self) -> None:
         try:
             link = await self._dial()
-        except (LinkError, TimeoutError) as error:
+        except Exception as error:  # whatever it is, it must be tried again
             self._dialling = None
             if not isinstance(error, UnreachedError):
                 self._dial_from = self._loop.time() + STUCK
-            self._fail("timeout" if isinstance(error, TimeoutError) else "connection", str(error) or "no answer")
+            if isinstance(error, TimeoutError):
+                self._fail("timeout", "no answer")
+            elif isinstance(error, LinkError):
+                self._fail("connection", str(error))
+            else:
+                self._fail("mismatch", f"it does not introduce itself as Redis does: {type(error).__name__}")
             self._lose("connection")
             return
         self._dialling = None
-        if self._closed or link.lost is not None:
+        if self._closed:
             link.drop("connection")
+            return
+        if link.lost is not None:
+            self._lost(link, link.lost)
             return
         self._link = link
         self._dial_from = self._loop.time() + STUCK
