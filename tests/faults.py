@@ -173,6 +173,12 @@ class Service:
         return prefix
 
     @property
+    def leasing(self) -> bool:
+        """Whether units may be taken ahead."""
+        leasing: bool = self.settings["backend"]["leases"]
+        return leasing
+
+    @property
     def up(self) -> bool:
         """Whether the metrics say that the store is asked."""
         return metric(self.registry, "seawall_backend_up") == {("redis",): 1}
@@ -292,7 +298,8 @@ class Load:
                 self.wrong.append(f"/{price}: {answer.headers}")
             return
         used = (BURST if said[1] == "rate" else QUOTA) - int(said[2])
-        if used % price or not 0 < used <= asked * price:
+        # What was taken ahead by a call whose answer was lost is no multiple of anything.
+        if used <= 0 or (not self.service.leasing and (used % price or used > asked * price)):
             self.wrong.append(f"/{price}: {used} of {said[1]} are used after {asked} requests")
 
     async def _look_at_the_loop(self) -> None:
@@ -320,10 +327,11 @@ class Load:
 
     def bound(self, *, away: float = 0.0, losses: int = 0) -> int:
         """What the tight limit admits at most: B + r t of the store, B more for each time that it lost its state, and
-        B + r D of this process's share while it was away for D seconds."""
+        B + r D of this process's share while it was away for D seconds; and B/4 where that much may be taken ahead."""
         seconds = self.requests[-1].sent - self.requests[0].sent
         share = TIGHT_BURST + TIGHT_RATE * away if away else 0.0
-        return int((1 + losses) * TIGHT_BURST + TIGHT_RATE * seconds + share) + 1
+        ahead = TIGHT_BURST // 4 if self.service.leasing else 0
+        return int((1 + losses) * TIGHT_BURST + TIGHT_RATE * seconds + share) + ahead + 1
 
 
 @dataclass(slots=True)
@@ -373,7 +381,7 @@ async def endure(
     files = open_files()
     connections = proxy.connections if proxy is not None else 0
     async with Load(service) as load:
-        before = await load.during(0.4)
+        before = await load.during(0.3)
         begun, known = time.perf_counter(), service.fallbacks
         await asyncio.to_thread(hurt)
         await asyncio.sleep(max(0.0, begun + seconds - time.perf_counter()))
@@ -405,7 +413,7 @@ async def _recover(
     back = await service.until_it_decides()
     away = time.perf_counter() - begun
     fallbacks = service.fallbacks - known
-    after = await load.during(0.3)
+    after = await load.during(0.2)
     bound = None if losses is None else load.bound(away=away, losses=losses)
     return Trial(before, fault, after, away, back, 0, load.admitted(), bound, fallbacks)
 
