@@ -133,6 +133,8 @@ class SharedSpending(Spending):
 
     def _decide(self, ticket: Ticket, answer: Verdict | Full | None) -> Answer:
         if type(answer) is Verdict:
+            if not answer.charges:
+                return None  # a slot, and nothing that headers could speak of
             ticket.verdict = answer
             if answer.waits is None:
                 ticket.charged = True
