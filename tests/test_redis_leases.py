@@ -261,7 +261,9 @@ async def test_a_lease_that_is_granted_while_its_holder_ends_is_given_back(valke
         await fleet.close()
         for answer in answers:
             assert inspect.isawaitable(answer)
-            assert (await answer).admitted
+            verdict = await answer
+            assert verdict is not None
+            assert verdict.admitted
         assert [await fleet.read(meter) for meter in meters] == [796, 7_996]
 
 

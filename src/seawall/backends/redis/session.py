@@ -49,6 +49,8 @@ class Session:
         self._one: Node | None = None if address.kind == "cluster" else self._routes.node(0)
         self._slots: dict[bytes, int] = {}
         self._said: dict[str, float] = {}
+        self._away: set[str] = set()
+        self._unsaid: dict[str, TimerHandle] = {}
         self._sweeping: TimerHandle | None = None
         self._beating: TimerHandle | None = None
 
@@ -81,21 +83,33 @@ class Session:
 
     def _noted(self, node: Node, link: Link | None, reason: str) -> None:
         """Say that a node is away, or there (again); not more than now and then, for it may come and go."""
-        now = self.loop.time()
+        name = node.name
         if link is None:
-            if now - self._said.get(node.name, -QUIET) >= QUIET:
-                self._said[node.name] = now
-                _logger.warning("%s is away (%s); each rule does what it says for that", node.name, _printable(reason))
+            quiet = self._said.get(name, -QUIET) + QUIET - self.loop.time()
+            if quiet <= 0:
+                self._say_away(node, reason)
+            elif name not in self._unsaid:
+                self._unsaid[name] = self.loop.call_later(quiet, self._say_if_away, node)
             return
-        if node.name in self._said:
-            _logger.warning("%s is back", node.name)
-            del self._said[node.name]
+        if name in self._away:
+            self._away.remove(name)
+            _logger.warning("%s is back", name)
         if self._beating is None:
             self._beat()
 
+    def _say_away(self, node: Node, reason: str) -> None:
+        self._said[node.name] = self.loop.time()
+        self._away.add(node.name)
+        _logger.warning("%s is away (%s); each rule does what it says for that", node.name, _printable(reason))
+
+    def _say_if_away(self, node: Node) -> None:
+        del self._unsaid[node.name]
+        if not node.breaker.closed and node.name not in self._away and node.name in self._routes.nodes:
+            self._say_away(node, node.breaker.statistics()["reason"])
+
     def _connected(self, node: Node, link: Link) -> None:
         """Find out at once what would be noticed late: rights that are missing, memory that forgets."""
-        _logger.info("connected to %s (%s)", node.name, link.release)
+        _logger.info("connected to %s (%s)", node.name, _printable(link.release))
         node.submit(self._probe(node))
         link.call(("INFO", "memory"), lambda told: self._look_at_memory(node, told))
 
@@ -103,7 +117,7 @@ class Session:
         found = re.search(rb"^maxmemory_policy:(\S+)", told, re.MULTILINE) if isinstance(told, bytes) else None
         limited = isinstance(told, bytes) and re.search(rb"^maxmemory:[1-9]", told, re.MULTILINE)
         if found and limited and found[1] != b"noeviction":
-            policy = found[1].decode("ascii", "replace")
+            policy = _printable(found[1].decode("ascii", "replace"))
             advice.once(
                 f"eviction {node.name}",
                 f"{node.name} evicts keys when its memory is full ({policy}), and whoever is evicted has a fresh limit:"
@@ -244,7 +258,7 @@ class Session:
 
     async def aclose(self) -> None:
         """Give back what was taken ahead, wait for what is asked, as long as it may take, and close the connections."""
-        for timer in (self._sweeping, self._beating):
+        for timer in (self._sweeping, self._beating, *self._unsaid.values()):
             if timer is not None:
                 timer.cancel()
         backend = self._backend
