@@ -9,6 +9,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from hashlib import sha256
 from ipaddress import ip_address
 from typing import Any, TypeAlias
@@ -607,16 +608,14 @@ async def test_an_error_that_writes_terminals_is_one_printable_line(
 RIGHTS = ("evalsha", "eval", "get", "set", "del", "time")
 
 
-def user(*without: str) -> dict[str, str]:
-    return {
-        "app": " ".join(["on >pw resetchannels ~seawall:*", *(f"+{each}" for each in RIGHTS if each not in without)])
-    }
+def user(*rights: str) -> dict[str, str]:
+    return {"app": " ".join(["on >pw resetchannels ~seawall:*", *(f"+{right}" for right in rights)])}
 
 
 async def test_a_user_with_the_rights_to_evalsha_eval_get_set_del_and_time_on_its_keys_is_enough(
     connect: Connect, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with standalone(password="else", users=user()) as server:
+    with standalone(password="else", users=user(*RIGHTS)) as server:
         backend = connect(server.url_as("app", "pw"), leases=True)
         charges: list[Charge] = [
             (backend.meter("rate", "tenant", Rate(10, HOUR)), "acme", 1),
@@ -641,11 +640,38 @@ async def test_a_user_with_the_rights_to_evalsha_eval_get_set_del_and_time_on_it
         assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["cluster", "sentinel"])
+async def test_a_cluster_needs_cluster_slots_and_asking_as_well_and_a_sentinel_s_master_role(
+    connect: Connect, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    also = ("cluster|slots", "asking") if kind == "cluster" else ("role",)
+    start: Callable[..., AbstractContextManager[Any]] = getattr(stores, kind)
+    with start(password="else", users=user(*RIGHTS, *also)) as servers:
+        backend = connect(servers.url.replace(":else@", "app:pw@"))
+        meter = backend.meter("rate", "tenant", Rate(10, HOUR))
+        for n in range(30):
+            assert (await spend(backend, (meter, f"caller {n}", 1))).left == [9]
+        if kind == "cluster":
+            key = meter.key("caller 1")
+            slot = servers.slot_of(key)
+            source = servers.node_of(slot)
+            migration = servers.migration(slot, next(node for node in servers.nodes if node is not source))
+            migration.begin()
+            migration.move()
+            assert (await spend(backend, (meter, "caller 1", 1))).left == [8]
+            migration.finish()
+        await backend.aclose()
+        assert (set(calls(backend).results), calls(backend).fallen) == ({"ok"}, [])
+        assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
 @pytest.mark.parametrize("missing", [right for right in RIGHTS if right != "del"])
 async def test_without_a_right_it_is_away_and_says_which_in_one_line(
     connect: Connect, caplog: pytest.LogCaptureFixture, missing: str
 ) -> None:
-    with standalone(password="else", users=user(missing)) as server:
+    at = RIGHTS.index(missing)
+    with standalone(password="else", users=user(*RIGHTS[:at], *RIGHTS[at + 1 :])) as server:
         backend = connect(server.url_as("app", "pw"), random=lambda: 0.0)
         meter = backend.meter("rate", "tenant", Rate(10, HOUR))
         for n in range(5):
