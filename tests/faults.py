@@ -420,7 +420,7 @@ async def _recover(
 
 def _expect(load: Load, bound: int | None) -> None:
     """What holds whatever happens to the store."""
-    assert load.wrong == []
+    assert load.wrong == [], "; ".join(load.wrong[:5])
     whole = load.since(0)
     assert whole.worst - whole.lag <= BUDGET + SLACK
     if bound is not None:
