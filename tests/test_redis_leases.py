@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from seawall.backends import Charge, Key, Verdict
+from seawall.backends.memory import MemoryBackend
 from seawall.backends.redis.backend import MOST_DENIED
 from seawall.backends.redis.keys import MOST_TAGS
 from seawall.backends.redis.leases import HELD, IDLE, MOST_LEASES, SPENT_BY
@@ -172,6 +173,45 @@ async def test_no_more_is_admitted_than_was_debited_and_what_is_left_comes_back(
         await fleet.close()
         if slow:
             assert await fleet.read(meters[0]) == burst - total
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from((0, 0, 0, 1, 7, 100, 1_000, 20_000, 2_000_000)),  # microseconds
+            st.sampled_from((1, 1, 1, 1, 2, 5)),
+            st.integers(1, 30),
+            st.sampled_from(("rate", "rate", "both")),
+        ),
+        max_size=12,
+    ),
+    st.sampled_from((Rate(1_000, SECOND, 100), Rate(3, SECOND, 50), Rate(20_000, SECOND, 400))),
+    st.integers(20, 3_000),
+    st.booleans(),
+)
+async def test_one_process_decides_with_leases_as_memory_does(
+    valkey: Server, steps: list[tuple[int, int, int, str]], rate: Rate, quota: int, deny_cache: bool
+) -> None:
+    """Verdicts, waits and what is left, also of buckets that are empty, of which units are taken before their time."""
+    clock = ManualClock("2026-03-04T12:00:00Z")
+    memory = MemoryBackend(clock=clock.wall_ns, wall_clock=clock.wall_ns)
+    async with Fleet(valkey.url, clock, deny_cache=deny_cache) as fleet:
+        process = fleet.first
+        limits: list[tuple[str, Rate | Quota]] = [("rate", rate), ("quota", Quota(quota, "day"))]
+        ours = [memory.meter(name, "tenant", limit) for name, limit in limits]
+        theirs = [process.meter(name, "tenant", limit) for name, limit in limits]
+        for pause, cost, times, which in steps:
+            count = 1 if which == "rate" else 2
+            for _ in range(times):
+                await fleet.advance(ns=pause * 1_000)
+                if memory.spend([(ours[0], "a", 0)]).left == [rate.burst] and theirs[0].leases.get("a"):
+                    return  # what fits into a bucket and a lease is more than what fits into a bucket
+                actual = await process.spend(*((meter, "a", cost) for meter in theirs[:count]))
+                expected = memory.spend([(meter, "a", cost) for meter in ours[:count]])
+                assert (actual.waits, actual.now) == (expected.waits, expected.now)
+                if not (deny_cache and expected.waits):
+                    assert actual.left == expected.left  # a refusal that is remembered tells of what refused
 
 
 @pytest.mark.parametrize("limit", [Rate(400, FOR_EVER), Quota(400, "month")])
@@ -570,8 +610,10 @@ async def test_what_is_remembered_of_callers_has_a_bound(valkey: Server) -> None
         for number in range(100_000):
             process.backend.remember([(meter, str(number), 1)], verdict, 0)
             process.backend.watch(meter, str(number), 0)
-        assert len(meter.denied) == MOST_DENIED
+        assert len(meter.denied) <= MOST_DENIED
         assert "99999" in meter.denied
         assert len(meter.leases) == len(process.backend.watched) == MOST_LEASES
         await asyncio.gather(*(process.spend((meter, f"new {number}", 81)) for number in range(20_000)))
-        assert (len(meter.denied), len(meter.leases), len(meter.tags)) == (MOST_DENIED, MOST_LEASES, MOST_TAGS)
+        assert len(meter.leases) == MOST_LEASES
+        assert 0 < len(meter.denied) <= MOST_DENIED
+        assert 0 < len(meter.tags) <= MOST_TAGS

@@ -54,7 +54,8 @@ class Question:
     def _pack(self, terms: dict[bytes, int], holder: int) -> bytes:
         wall = self.backend.wall()
         number = terms.setdefault
-        places = [number(meter.record(cost, 0, wall, holder), len(terms)) for meter, _, cost in self.charges]
+        sure = self.backend.sure
+        places = [number(meter.record(cost, 0, wall, sure, holder), len(terms)) for meter, _, cost in self.charges]
         return _head(self.op, self.since, places)
 
     def redirected(self) -> bool:
@@ -68,8 +69,13 @@ class Question:
     def fail(self, result: Result) -> None:
         """Nobody waits for a note."""
 
+    def abandon(self) -> None:
+        """Nobody waits for a note."""
+
     def retry(self) -> None:
         """It was asked about another window than the server is in, which is known now."""
+        for meter, _, _ in self.charges:
+            meter.forget_window()
         if self.redirected():
             self.backend.session().ask(self)
 
@@ -115,13 +121,19 @@ class Spend(Question):
             if lease is None:
                 if cost:
                     backend.watch(meter, key, now)
-            elif cost and lease.left >= cost and (meter.draw(lease, cost, now, wall) or (0, -1))[1] >= 0:
-                lease.left -= cost
-                cost = 0
             elif cost:
                 if meter.lapsed(lease, now, wall):
                     lease.left = 0
-                want = lease.ask(now, meter.most_ahead(backend.instances))
+                drawn = meter.draw(lease, cost, now, wall) if lease.left >= cost else None
+                if drawn is not None and drawn[1] >= 0:
+                    lease.left -= cost
+                    cost = 0
+                elif lease.left < cost:
+                    # Its units are part of the payment, or they would be kept from whoever needs more than they are.
+                    cost -= lease.left
+                    lease.left = 0
+                    most = meter.most_ahead(backend.instances)
+                    want = lease.ask(now, most) if cost <= most else 0
             costs.append(cost)
             wants.append(want)
         self.costs, self.wants = costs, wants
@@ -142,11 +154,12 @@ class Spend(Question):
         backend, permit = self.backend, self.permit
         if permit is None and self.costs is None:
             return self._pack(terms, 0)
-        wall, holder, charges, places = backend.wall(), backend.holder, self.charges, []
+        wall, sure, holder, charges, places = backend.wall(), backend.sure, backend.holder, self.charges, []
         costs = self.costs or [cost for _, _, cost in charges]
         for (meter, key, _), cost, want in zip(charges, costs, self.wants or [0] * len(costs), strict=True):
             lease = meter.leases.get(key) if want else None
-            term = meter.record(cost, want, wall, holder, lease.left) if lease else meter.record(cost, 0, wall)
+            mine = (holder, lease.left) if lease else (0, 0)
+            term = meter.record(cost, want, wall, sure, *mine)
             places.append(terms.setdefault(term, len(terms)))
         if permit is not None:
             term = record(holder, permit.holding.held, 1, permit.holding.limit)
@@ -224,6 +237,13 @@ class Spend(Question):
         if self.costs is not None:
             self._settle_leases([], 0, None)
         self.done(None)
+
+    def abandon(self) -> None:
+        if self.costs is not None:
+            self._settle_leases([], 0, None)
+        if self.permit is not None:
+            self.permit.waiting = False
+            self.permit.holding.asked -= 1
 
     def done(self, answer: Verdict | Full | None) -> None:
         """The server has answered; without an answer from it this process decides."""
@@ -386,6 +406,9 @@ class Return(Question):
         if reply[at] != DONE or reply[at + 1] < 0:
             raise ValueError("no such slots")
         return at + 4
+
+    def fail(self, result: Result) -> None:
+        self.holding.returned += self.number  # not forgotten before the server has been told
 
 
 @final

@@ -12,6 +12,7 @@ import random as random_module
 from asyncio import AbstractEventLoop, _get_running_loop
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from os import getpid
 from secrets import randbits
 from time import monotonic_ns, time_ns
 from typing import Any, cast, final
@@ -90,6 +91,7 @@ class RedisBackend:
         self._meters: dict[tuple[str, str, Rate | Quota], SharedMeter] = {}
         self._ahead_ns: int | None = None
         self._heard = 0
+        self._process = getpid()
         self._session: Session | None = None
         self._sessions: dict[AbstractEventLoop, Session] = {}
 
@@ -115,6 +117,11 @@ class RedisBackend:
         """The server's time in nanoseconds since the epoch, as far as is known."""
         return self._wall() if self._ahead_ns is None else self.clock() + self._ahead_ns
 
+    @property
+    def sure(self) -> bool:
+        """Whether the server's time is known."""
+        return self._ahead_ns is not None
+
     def told(self, now: int) -> None:
         """The server's time was ``now``, in microseconds, a moment ago.
 
@@ -138,6 +145,8 @@ class RedisBackend:
     def _switch(self, loop: AbstractEventLoop | None) -> Session:
         if loop is None:
             raise RuntimeError("state in Redis needs a running event loop")
+        if self._process != getpid():
+            self._start_anew()
         session = self._sessions.get(loop)
         if session is None:
             for other in list(self._sessions):
@@ -146,6 +155,16 @@ class RedisBackend:
             session = self._sessions[loop] = Session(self, loop)
         self._session = session
         return session
+
+    def _start_anew(self) -> None:
+        """Be somebody of one's own after a fork: what the parent has taken is the parent's."""
+        self._process = getpid()
+        self.holder = randbits(51) | 1
+        self._sessions.clear()
+        self.slots = Slots(self.names)
+        for lease in self.watched:
+            del lease.meter.leases[lease.key]
+        self.watched.clear()
 
     def open(self) -> None:
         """Begin to connect, on the running loop. Waits for nothing and raises nothing, safe twice."""
@@ -178,7 +197,12 @@ class RedisBackend:
 
     def permit(self, store: str, key: Key, limit: int) -> SlotPermit:
         """A wish for one of ``limit`` slots over the whole fleet, to hand to `spend_with`."""
-        return SlotPermit(self.slots.holding(store, key, limit))
+        holding = self.slots.holdings.get((store, key))
+        if holding is None:
+            holding = self.slots.add(store, key, limit, self.clock())
+            self.session().sweep_soon()
+        holding.limit = limit
+        return SlotPermit(holding)
 
     def spend_with(
         self, permit: Permit, charges: Sequence[Charge], failure: Failure | None = None
@@ -219,15 +243,14 @@ class RedisBackend:
                 if holding.returned == 1 and _get_running_loop() is not None:
                     self.session().give_back(holding)
 
-    def renew(self, session: Session | None = None) -> None:
-        """Put off the expiry of what is held; give back what is spare and was not needed, all of it at the end."""
-        to = session or self.session()
-        for holding in self.slots.holdings.values():
-            if session is not None or holding.unused:
+    def renew(self) -> None:
+        """Put off the expiry of what is held, of some callers at a time, and give back what is spare and not needed."""
+        session = self.session()
+        for holding in self.slots.due(self.clock()):
+            if holding.unused:
                 holding.spare = 0
             holding.unused = True
-            to.give_back(holding, exact=True)
-        self.slots.forget()
+            session.give_back(holding, exact=True)
 
     def in_flight(self) -> dict[str, int]:
         """``callers`` of this process with requests in flight, and ``in_flight`` over all of them."""
@@ -334,7 +357,7 @@ class RedisBackend:
             if wait:
                 denied = meter.denied
                 if len(denied) >= MOST_DENIED:
-                    del denied[next(iter(denied))]
+                    denied.clear()  # to find the oldest would take longer than to ask again
                 until = asked + (min(wait, DENIED_FOR) if wait > 0 else DENIED_FOR)
                 denied[key] = (cost, until, state)
 

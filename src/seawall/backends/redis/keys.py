@@ -41,7 +41,7 @@ class Tags(dict[Key, bytes]):
         raw, kind = (key, b"b") if isinstance(key, bytes) else (key.encode("utf-8", "surrogatepass"), b"s")
         state.update(kind + raw)
         if len(self) >= MOST_TAGS:
-            del self[next(iter(self))]
+            self.clear()  # to find the oldest would take longer than to hash those again that are needed
         found = self[key] = b"%b:{%b}:" % (self._prefix, _text(state.digest()))
         return found
 
@@ -77,7 +77,9 @@ class Names:
 
     def canary(self, has: Callable[[int], bool]) -> bytes:
         """A key that no caller has, in a slot that a node has, if it has any."""
-        tags = (b"canary-%d" % nth for nth in range(SLOTS))
+        tags = (
+            b"canary-%d" % nth for nth in range(64)
+        )  # of a node that has few slots perhaps none: it says so (MOVED)
         tag = next((tag for tag in tags if has(slot_of(tag))), b"canary")
         return b"%b:{%b}:canary" % (self.prefix, tag)
 

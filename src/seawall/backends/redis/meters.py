@@ -16,7 +16,7 @@ _LONGEST_US = 1 << 51
 """A bucket that takes 71 years to fill is outside of what a double can count in microseconds."""
 _MOST_RECORDS = 256
 _BUCKET = Struct("<B9d")
-_QUOTA = Struct("<B8d")
+_QUOTA = Struct("<B9d")
 
 
 @final
@@ -73,7 +73,7 @@ class BucketMeter(Meter):
         """Whether more was taken than there is at ``now``."""
         return state > now * self.bucket.scale + self.bucket.capacity
 
-    def record(self, cost: int, lease: int, wall: int, holder: int = 0, mine: int = 0) -> bytes:
+    def record(self, cost: int, lease: int, wall: int, sure: bool, holder: int = 0, mine: int = 0) -> bytes:
         """A charge of ``cost``, and the wish for ``lease`` units ahead."""
         record = None if lease else self._records.get(cost)
         if record is None:
@@ -85,6 +85,9 @@ class BucketMeter(Meter):
                     self._records.clear()
                 self._records[cost] = record
         return record
+
+    def forget_window(self) -> None:
+        """A bucket has none."""
 
     def empty(self, now: int) -> int:
         """The bucket of somebody who has spent nothing."""
@@ -146,22 +149,28 @@ class QuotaMeter(Meter):
         """A quota never is: there is nothing to wait for."""
         return False
 
-    def record(self, cost: int, lease: int, wall: int, holder: int = 0, mine: int = 0) -> bytes:
-        """A charge of ``cost`` in the window around ``wall``, and the wish of ``holder``, who has ``mine`` left, for
-        ``lease`` units ahead. Without a holder nothing is noted of who has how much."""
+    def record(self, cost: int, lease: int, wall: int, sure: bool, holder: int = 0, mine: int = 0) -> bytes:
+        """A charge of ``cost`` in the window around ``wall``, which may be ``sure`` to be the server's time, and the
+        wish of ``holder``, who has ``mine`` left, for ``lease`` units ahead. Without a holder nothing is noted of who
+        has how much."""
         quota = self.quota
         if quota.enter(wall) != self._base:
             self._base = quota.base
             self._records.clear()
-        record = None if holder else self._records.get(cost)
+        at = cost if sure else -1 - cost
+        record = None if holder else self._records.get(at)
         if record is None:
             window = (quota.start_ns // MICROSECOND, quota.end_ns // MICROSECOND)
-            record = _QUOTA.pack(1, *window, quota.limit, cost, lease, holder, mine, HELD // MICROSECOND)
+            record = _QUOTA.pack(1, *window, quota.limit, cost, lease, holder, mine, HELD // MICROSECOND, sure)
             if not holder:
                 if len(self._records) >= _MOST_RECORDS:
                     self._records.clear()
-                self._records[cost] = record
+                self._records[at] = record
         return record
+
+    def forget_window(self) -> None:
+        """Find the window anew, by what the server's time is known to be."""
+        self.quota.start_ns = self.quota.end_ns = 0
 
     def empty(self, now: int) -> int:
         """The count of somebody who has spent nothing."""

@@ -33,6 +33,8 @@ LATE = 0.005
 """Seconds by which a timer has to be late to say that the event loop stalled."""
 _READ = 0.001
 """Seconds after a stall in which the loop reads what has come meanwhile."""
+_MOST_OF = 0.8
+"""The part of its time that a call has to have been under way for the server to be blamed."""
 _GRACE = 0.0005
 """Half the resolution of a loop's timers."""
 
@@ -84,6 +86,10 @@ class Ask(Protocol):
         """There will be no reply in time."""
         ...
 
+    def abandon(self) -> None:
+        """There will be no reply, and whoever waits is gone with the event loop."""
+        ...
+
 
 class Redirect(Protocol):
     """What a node asks of the cluster that it is a part of."""
@@ -122,6 +128,7 @@ class Node:
         script: Script,
         breaker: Breaker,
         probe: Callable[[Node], Ask],
+        budget: float,
         *,
         called: Callable[[Result, int], None],
         heard: Callable[[int], None],
@@ -136,6 +143,7 @@ class Node:
         self._dial = dial
         self._script = script
         self._probe = probe
+        self._budget = budget
         self._called = called
         self._heard = heard
         self._noted = noted
@@ -172,6 +180,11 @@ class Node:
         if not self._flushing:
             self._flushing = True
             self._loop.call_soon(self._flush)
+
+    def abandon(self) -> None:
+        """The event loop is closed: nobody is answered any more, and nobody can be told."""
+        for ask in [*(ask for batch in self._flights for ask in batch.asks), *self._pending]:
+            ask.abandon()
 
     def connect(self) -> None:
         """Begin to connect, if nobody has."""
@@ -230,6 +243,9 @@ class Node:
         if not self._pending:
             return
         if self._link is None:
+            if self._closed:
+                self._lose("connection")
+                return
             self.connect()
         else:
             pending, self._pending = self._pending, []
@@ -364,20 +380,24 @@ class Node:
     def _overdue(self, due: float) -> None:
         now = self._loop.time()
         if not self._stalled and now - due > LATE:
-            # The loop has stalled. What has come meanwhile is read first, and the server is not blamed for the rest.
+            # The loop has stalled. What has come meanwhile is read first.
             self._stalled = True
             self._watch = self._loop.call_later(_READ, self._overdue, due)
             return
-        stalled, self._stalled, self._watch = self._stalled, False, None
+        self._stalled, self._watch = False, None
         due = now + _GRACE
         missed: list[Ask] = []
+        blamed = False
         while self._flights and self._flights[0].deadline <= due:
             batch = self._flights.popleft()
+            # What was held up here before it was sent is not the server's fault.
+            blamed = blamed or now - batch.sent >= _MOST_OF * self._budget
             self._called("timeout", int((now - batch.sent) * SECOND))
             missed += batch.asks
         while self._pending and self._pending[0].deadline <= due:
             missed.append(self._pending.pop(0))
-        if missed and not stalled:
+            blamed = True
+        if blamed:
             self._fail("timeout", "no answer in time")
         for ask in missed:
             ask.fail("timeout")

@@ -70,6 +70,7 @@ class Session:
             backend.script,
             Breaker(backend.clock, backend.random),
             self._probe,
+            backend.timeout,
             called=self._called,
             heard=backend.told,
             noted=self._noted,
@@ -131,7 +132,6 @@ class Session:
         node = self._one or self._routes.node(beat.slot)
         if node.breaker.closed:
             node.submit(beat)
-        self._backend.renew()
 
     def sweep_soon(self) -> None:
         """Have idle leases looked for."""
@@ -140,8 +140,10 @@ class Session:
 
     def _sweep(self) -> None:
         self._sweeping = None
-        self._backend.sweep(MOST_SWEPT)
-        if self._backend.watched:
+        backend = self._backend
+        backend.sweep(MOST_SWEPT)
+        backend.renew()
+        if backend.watched or backend.slots.round:
             self.sweep_soon()
 
     def _probe(self, node: Node) -> Ask:
@@ -251,10 +253,13 @@ class Session:
         if node.breaker.closed:
             deadline = self.loop.time() + self._backend.timeout
             node.submit(Return(self._backend, holding, slot, deadline, exact=exact))
+        else:
+            holding.returned = 0  # it will have expired, or be told exactly
 
     def abandon(self) -> None:
         """The loop is closed, and with it everything that could be waited for."""
-        self._routes.close()
+        for node in self._routes.nodes.values():
+            node.abandon()
 
     async def aclose(self) -> None:
         """Give back what was taken ahead, wait for what is asked, as long as it may take, and close the connections."""
@@ -264,7 +269,9 @@ class Session:
         backend = self._backend
         while backend.watched:
             backend.give_back(backend.watched.popleft(), self)
-        backend.renew(self)
+        for holding in backend.slots.holdings.values():
+            holding.spare = 0
+            self.give_back(holding, exact=True)
         gone = Beat(backend, self.loop.time() + backend.timeout, held=0)
         node = self._one or self._routes.node(gone.slot)
         if node.connected:

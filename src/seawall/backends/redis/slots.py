@@ -12,6 +12,7 @@ or a reply is put right by the next call.
 
 from __future__ import annotations
 
+from collections import deque
 from struct import Struct
 from typing import final
 
@@ -21,6 +22,10 @@ from seawall.rate import SECOND
 
 LIFE = 6 * SECOND
 """Nanoseconds after which a process that gave no sign of life is gone."""
+AGAIN = 2 * SECOND
+"""Nanoseconds after which the server is told again of what is held."""
+MOST_LOOKED_AT = 64
+"""Callers that are looked at together, 20 times a second; more where it would take longer than 2 s to see them all."""
 _RECORD = Struct("<B6d")
 _NO_LIMIT = 1 << 50
 
@@ -34,13 +39,18 @@ def record(holder: int, floor: int, step: int, limit: int | None, *, exact: bool
 
 @final
 class Holding:
-    """What this process has of one caller's slots: ``running``, ``spare``, and ``asked`` that may be granted yet."""
+    """What this process has of one caller's slots: ``running``, ``spare``, and ``asked`` that may be granted yet.
 
-    __slots__ = ("asked", "key", "limit", "returned", "running", "spare", "unused")
+    ``returned`` are those that the server has not been told of, ``sent`` is when it was told of the rest.
+    """
 
-    def __init__(self, key: bytes, limit: int) -> None:
+    __slots__ = ("asked", "key", "limit", "returned", "running", "sent", "spare", "unused", "whose")
+
+    def __init__(self, whose: tuple[str, Key], key: bytes, limit: int, now: int) -> None:
+        self.whose = whose
         self.key = key
         self.limit = limit
+        self.sent = now
         self.running = 0
         self.spare = 0
         self.asked = 0
@@ -49,6 +59,10 @@ class Holding:
 
     def __repr__(self) -> str:
         return f"<Holding {self.running} running and {self.spare} spare of {self.limit}>"
+
+    @property
+    def empty(self) -> bool:
+        return not (self.held or self.asked or self.returned)
 
     @property
     def held(self) -> int:
@@ -71,28 +85,37 @@ class SlotPermit(Permit):
 
 @final
 class Slots:
-    """The slots that this process has, by store and caller; those that have none are forgotten."""
+    """The slots that this process has, by store and caller. Those that have none are forgotten in their turn."""
 
     def __init__(self, names: Names) -> None:
         self._names = names
         self._suffix: dict[str, bytes] = {}
         self.holdings: dict[tuple[str, Key], Holding] = {}
+        self.round: deque[Holding] = deque()
 
-    def holding(self, store: str, key: Key, limit: int) -> Holding:
-        known = self.holdings.get((store, key))
-        if known is None:
-            suffix = self._suffix.get(store)
-            if suffix is None:
-                suffix = self._suffix[store] = self._names.limit("concurrency", store)
-            known = self.holdings[store, key] = Holding(self._names.tags(store)[key] + suffix, limit)
-        known.limit = limit
-        return known
+    def add(self, store: str, key: Key, limit: int, now: int) -> Holding:
+        """Begin to hold slots of a caller."""
+        suffix = self._suffix.get(store)
+        if suffix is None:
+            suffix = self._suffix[store] = self._names.limit("concurrency", store)
+        whose = (store, key)
+        new = self.holdings[whose] = Holding(whose, self._names.tags(store)[key] + suffix, limit, now)
+        self.round.append(new)
+        return new
 
-    def forget(self) -> None:
-        """Drop what nothing is held of. Called now and then."""
-        empty = [at for at, one in self.holdings.items() if not (one.held or one.asked or one.returned)]
-        for at in empty:
-            del self.holdings[at]
+    def due(self, now: int) -> list[Holding]:
+        """Of those that were not looked at for longest, who has to be spoken of at ``now``: every `AGAIN` each."""
+        found = []
+        for _ in range(min(len(self.round), max(MOST_LOOKED_AT, len(self.round) // 40))):
+            one = self.round.popleft()
+            if one.empty:
+                del self.holdings[one.whose]
+                continue
+            self.round.append(one)
+            if now - one.sent >= AGAIN:
+                one.sent = now
+                found.append(one)
+        return found
 
     def statistics(self) -> dict[str, int]:
         running = [one.running for one in self.holdings.values() if one.running]

@@ -170,9 +170,9 @@ class Cluster:
 
     async def _read(self) -> None:
         try:
-            for node in sorted(self.nodes.values(), key=lambda node: not node.breaker.closed):
+            known = sorted(self.nodes.values(), key=lambda node: not node.breaker.closed)
+            for endpoint in dict.fromkeys([*(self._endpoints[node.name] for node in known), *self._address.hosts]):
                 try:
-                    endpoint = self._endpoints[node.name]
                     self._adopt(await self._ask_for_map(endpoint), endpoint.host)
                     return
                 except (LinkError, TimeoutError, ValueError, IndexError, TypeError, AttributeError):
@@ -197,7 +197,8 @@ class Cluster:
         if len(found) != SLOTS or not any(found):
             raise ValueError("no map")
         self._map = found
-        kept = {*found, *self._seeds}
+        kept = set(found)
+        self._seeds = [node for node in self.nodes.values() if node in kept]
         for name, node in list(self.nodes.items()):
             if node not in kept:
                 del self.nodes[name], self._endpoints[name]
