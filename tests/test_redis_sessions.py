@@ -164,7 +164,7 @@ async def test_opening_and_closing_twice_is_once(store: Server) -> None:
 
 
 async def test_what_is_asked_before_the_end_is_answered_before_it(store: Server) -> None:
-    process = process_at(store.url)
+    process = process_at(store.url, leases=False)
     meter = bucket(process, 30)
     await process.spend((meter, "a", 1))
     answers = [process.backend.spend([(meter, "a", 1)]) for _ in range(50)]
