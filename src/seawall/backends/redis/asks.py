@@ -162,7 +162,10 @@ class Spend(Question):
             term = meter.record(cost, want, wall, sure, *mine)
             places.append(terms.setdefault(term, len(terms)))
         if permit is not None:
-            term = record(holder, permit.holding.held, 1, permit.holding.limit)
+            holding = permit.holding
+            # With nothing else under way it is known what this process has, whatever was lost before.
+            exact = holding.asked == 1 and not holding.returned and not holding.telling
+            term = record(holder, holding.held, 1, holding.limit, exact=exact)
             places.append(terms.setdefault(term, len(terms)))
         return _head(SPEND, 0, places)
 
@@ -391,6 +394,7 @@ class Return(Question):
         # Of what is asked for at this moment nobody knows yet how much is granted.
         self.exact = exact and not holding.asked
         self.number = 0
+        holding.telling += 1
 
     def names(self) -> list[bytes]:
         return [self.holding.key]
@@ -405,10 +409,15 @@ class Return(Question):
     def settle(self, reply: list[int], at: int, now: int) -> int:
         if reply[at] != DONE or reply[at + 1] < 0:
             raise ValueError("no such slots")
+        self.holding.telling -= 1
         return at + 4
 
     def fail(self, result: Result) -> None:
+        self.abandon()
         self.holding.returned += self.number  # not forgotten before the server has been told
+
+    def abandon(self) -> None:
+        self.holding.telling -= 1
 
 
 @final
@@ -445,7 +454,8 @@ class Joint:
         self._missing -= 1
         if not self._missing:
             verdict = self._together()
-            if self.permit is not None and (verdict is None or verdict.waits is not None):
+            admitted = (self.failure or self._backend.on_failure) == "allow" if verdict is None else verdict.admitted
+            if self.permit is not None and (self._full or not admitted):
                 self._backend.release(self.permit)
             if not self.future.done():
                 self.future.set_result(FULL if self._full else verdict)

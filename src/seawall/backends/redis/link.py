@@ -7,9 +7,10 @@ reply; a connection on which anything is not as it should be is closed, and neve
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import deque
 from collections.abc import Callable
-from ssl import SSLContext
+from ssl import SSLContext, SSLError
 from typing import Any, TypeAlias, cast, final
 
 import hiredis
@@ -23,6 +24,8 @@ CONNECT_TIMEOUT = 1.0
 """Seconds for a connection and its handshake. More than a call has, or a slow server would cost one a call."""
 MOST_UNREAD = 1 << 20
 """Bytes without a complete reply after which it is none: ours are a few kilobytes."""
+_ENORMOUS = re.compile(rb"\*[0-9]{6}")
+"""An array of so many that the parser, which believes it, would be busy for seconds to make room; ours are short."""
 LOST = object()
 _INCOMPLETE = object()
 
@@ -55,6 +58,7 @@ class Link(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._reader = hiredis.Reader(notEnoughData=_INCOMPLETE, encoding=None)
         self._unread = 0
+        self._end = b""
         self._transport: asyncio.Transport | None = None
         self._waiting: deque[tuple[Answer, float]] = deque()
 
@@ -109,6 +113,10 @@ class Link(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         try:
+            if _ENORMOUS.search(self._end + data):
+                self.drop("mismatch")
+                return
+            self._end = data[-8:]
             self._reader.feed(data)
             self._unread += len(data)
             while self.lost is None:
@@ -143,6 +151,10 @@ async def connect(
                 _, link = await loop.create_connection(Link, endpoint.host, endpoint.port, ssl=context)
             await _introduce(link, address, sentinel=sentinel)
             return link
+    except TimeoutError:
+        raise
+    except (SSLError, ConnectionResetError) as error:
+        raise LinkError(f"{endpoint}: {error.strerror or type(error).__name__}") from None
     except (OSError, UnicodeError) as error:  # the latter of names that are none
         told = error.strerror if isinstance(error, OSError) else None
         raise UnreachedError(f"{endpoint}: {told or type(error).__name__}") from None

@@ -285,7 +285,11 @@ class Node:
             return
         self._number = number = (self._number + 1) & 0xFFFFFFFF
         batch = _Batch(asks, number, self._loop.time(), whole=whole)
-        self._flights.append(batch)
+        # By their deadlines: what is asked again has less time than what came in between.
+        place = len(self._flights)
+        while place and self._flights[place - 1].deadline > batch.deadline:
+            place -= 1
+        self._flights.insert(place, batch)
         keys = [key for ask in asks for key in ask.names()]
         terms: dict[bytes, int] = {}
         decisions = [ask.pack(terms) for ask in asks]
@@ -301,7 +305,7 @@ class Node:
         if not asks:
             return
         if self._link is None:
-            self._pending += asks
+            self._pending[:0] = asks
             self.connect()
         else:
             self._send(asks, asking=asking)
@@ -368,13 +372,17 @@ class Node:
 
     def _arm(self) -> None:
         """Have the oldest deadline watched."""
-        if self._watch is None and not self._closed:
+        if not self._closed:
             if self._flights:
                 deadline = self._flights[0].deadline
             elif self._pending:
                 deadline = self._pending[0].deadline
             else:
                 return
+            if self._watch is not None:
+                if self._stalled or self._watch.when() <= deadline:
+                    return
+                self._watch.cancel()
             self._watch = self._loop.call_at(deadline, self._overdue, deadline)
 
     def _overdue(self, due: float) -> None:
@@ -440,7 +448,8 @@ class Node:
         if well:
             if self.breaker.succeed():
                 self._noted(self, self._link, "")
-        else:
+        elif not self.breaker.closed:
+            # Otherwise whoever is to blame for it has been blamed.
             self._fail("timeout", "the probe failed", counted=True)
 
     async def aclose(self) -> None:

@@ -41,10 +41,11 @@ def record(holder: int, floor: int, step: int, limit: int | None, *, exact: bool
 class Holding:
     """What this process has of one caller's slots: ``running``, ``spare``, and ``asked`` that may be granted yet.
 
-    ``returned`` are those that the server has not been told of, ``sent`` is when it was told of the rest.
+    ``returned`` are those that the server has not been told of, ``telling`` is how many calls are about to tell it
+    something, ``sent`` when it was told what there is.
     """
 
-    __slots__ = ("asked", "key", "limit", "returned", "running", "sent", "spare", "unused", "whose")
+    __slots__ = ("asked", "key", "limit", "returned", "running", "sent", "spare", "telling", "unused", "whose")
 
     def __init__(self, whose: tuple[str, Key], key: bytes, limit: int, now: int) -> None:
         self.whose = whose
@@ -55,6 +56,7 @@ class Holding:
         self.spare = 0
         self.asked = 0
         self.returned = 0
+        self.telling = 0
         self.unused = False
 
     def __repr__(self) -> str:

@@ -205,8 +205,8 @@ end
 for key, kind in pairs(dirty) do
   local state, value, till = states[key], '', 0
   if kind == BUCKET then
-    till = state[1]
-    if till > now then value = pack('<dddd', till, state[2], state[3], state[4]) end
+    till = state[1] + (state[2] > 0 and 1 or 0)
+    if till > now then value = pack('<dddd', state[1], state[2], state[3], state[4]) end
   else
     local list = state
     if kind == QUOTA then

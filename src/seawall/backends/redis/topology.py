@@ -17,8 +17,8 @@ from seawall.backends.redis.keys import SLOTS
 from seawall.backends.redis.link import Link, LinkError, connect
 from seawall.backends.redis.node import Node
 
-MOST_NODES = 1_000
-"""Nodes that a cluster may have, by what Redis itself says."""
+MOST_STRANGERS = 8
+"""Nodes in no map that are believed in within `MAP_AGAIN`."""
 MAP_AGAIN = 1.0
 """Seconds between two readings of a cluster's map, and between two looks for a master."""
 
@@ -114,6 +114,7 @@ class Cluster:
         self._map: list[Node | None] = [None] * SLOTS
         self._reading: asyncio.Task[None] | None = None
         self._read_at = -MAP_AGAIN
+        self._strangers: list[float] = []
         self._leaving: list[asyncio.Task[None]] = []
         self._endpoints: dict[str, Endpoint] = {}
         self.nodes: dict[str, Node] = {}
@@ -149,14 +150,25 @@ class Cluster:
         host, _, port = place.rpartition(":")
         if not slot.isdecimal() or int(slot) >= SLOTS or not port.isdecimal() or not host:
             return False
-        if len(self.nodes) >= MOST_NODES:
+        endpoint = Endpoint(host.strip("[]"), int(port))
+        if str(endpoint) not in self.nodes and not self._may_add():
+            self.read()
             return False
-        node = self._at(Endpoint(host.strip("[]"), int(port)))
+        node = self._at(endpoint)
         if code == "MOVED":
             self._map[int(slot)] = node
             self.read()
         asks = [ask for ask in asks if ask.redirected()]
         node.resend(asks, asking=code == "ASK")
+        return True
+
+    def _may_add(self) -> bool:
+        """Whether to believe in one more node that is in no map: in a few a second, for each is told the password."""
+        now = self._loop.time()
+        self._strangers = [at for at in self._strangers if now - at < MAP_AGAIN]
+        if len(self._strangers) >= MOST_STRANGERS:
+            return False
+        self._strangers.append(now)
         return True
 
     def relocate(self, node: Node) -> None:
