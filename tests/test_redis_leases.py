@@ -214,6 +214,22 @@ async def test_one_process_decides_with_leases_as_memory_does(
                     assert actual.left == expected.left  # a refusal that is remembered tells of what refused
 
 
+async def test_of_an_empty_bucket_units_are_taken_ahead_and_spent_when_they_are_there(valkey: Server) -> None:
+    """At three times its rate a caller is admitted exactly at its rate, and one request in ten is a call at most."""
+    async with Fleet(valkey.url, ManualClock(), deny_cache=False) as fleet:
+        process = fleet.first
+        meter = process.meter("rate", "tenant", Rate(1_000, SECOND, 100))
+        while await process.admits((meter, "a", 1)):
+            pass
+        before, admitted = process.asked, 0
+        for passed in range(1, 301):
+            await fleet.advance(ns=SECOND // 1_000)
+            verdicts = [await process.spend((meter, "a", 1)) for _ in range(3)]
+            admitted += sum(verdict.admitted for verdict in verdicts)
+            assert (admitted, verdicts[-1].left, verdicts[-1].waits) == (passed, [0], [SECOND // 1_000])
+        assert process.asked - before <= 3 * 300 / 10
+
+
 @pytest.mark.parametrize("limit", [Rate(400, FOR_EVER), Quota(400, "month")])
 async def test_headers_say_of_one_process_what_they_would_without_leases(valkey: Server, limit: Rate | Quota) -> None:
     async with Fleet(valkey.url, ManualClock()) as fleet:
