@@ -21,6 +21,7 @@ from harness import hello, limit_headers, metric, plan, problem
 from seawall import Seawall
 from seawall.backends import FULL, Charge, Failure, Verdict
 from seawall.backends.redis import RedisBackend
+from seawall.backends.redis import backend as backend_module
 from seawall.backends.redis.meters import SharedMeter
 from seawall.backends.redis.slots import LIFE, SlotPermit
 from seawall.rate import SECOND, Rate
@@ -93,7 +94,7 @@ class Callers:
             self.tasks.pop(nth % len(self.tasks)).cancel()
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(
         st.one_of(
@@ -160,6 +161,28 @@ async def test_a_limit_that_was_raised_holds_at_once(valkey: Server) -> None:
         assert await process.with_slot(wish(process, 1)) is FULL
         assert await process.with_slot(wish(process, 2)) is not FULL
         assert await process.with_slot(wish(process, 1)) is FULL
+
+
+async def test_a_process_that_was_forked_is_somebody_of_its_own(
+    valkey: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As workers are that are forked after the application was made, and has limited something."""
+    async with Fleet(valkey.url, ManualClock()) as fleet:
+        process = fleet.first
+        parents, session = wish(process, 3), process.backend.session()
+        assert await process.with_slot(parents) is not FULL
+        meter = bucket(process, 80)
+        for _ in range(4):
+            assert await process.admits((meter, "a", 1))
+        holder = process.backend.holder
+        monkeypatch.setattr(backend_module, "getpid", lambda: 0)
+        process.backend._switch(session.loop)
+        assert (process.backend.holder != holder, process.backend.in_flight()["in_flight"]) == (True, 0)
+        assert (meter.leases, len(process.backend.watched)) == ({}, 0)
+        answers = [await process.with_slot(wish(process, 3)) for _ in range(3)]
+        assert [answer is FULL for answer in answers] == [False, False, True]
+        assert sorted(noted(valkey, parents).values()) == [1, 2]
+        await session.aclose()
 
 
 # All or nothing
@@ -396,6 +419,7 @@ async def test_what_a_process_had_that_is_gone_is_free_after_its_life(valkey: Se
 WORKER = """
 import asyncio, sys
 from seawall.backends.redis import RedisBackend
+from seawall.backends.redis import backend as backend_module
 
 async def main(url, prefix):
     backend = RedisBackend(url, key_prefix=prefix, timeout_ns=5_000_000_000)
@@ -470,6 +494,16 @@ async def test_a_process_alone_takes_no_slot_for_what_its_rate_refuses(alone: Pr
     assert (answer.admitted, permit.held, alone.backend.in_flight()["in_flight"]) == (False, False, 0)
 
 
+async def test_what_a_process_alone_has_charged_is_given_back_there(alone: Process) -> None:
+    meter = bucket(alone, 9)
+    verdict = await alone.spend((meter, "a", 3))
+    assert (verdict.admitted, verdict.left) == (True, [0])
+    alone.backend.refund(verdict.charges, verdict.wall)
+    assert (await alone.spend((meter, "a", 0))).left == [3]
+    assert alone.backend.debit([(verdict.charges[0][0], "a", 2)]) == [2]
+    assert (await alone.spend((meter, "a", 0))).left == [1]
+
+
 @pytest.mark.parametrize(("failure", "held"), [("allow", 5), ("deny", 0)])
 async def test_nobody_decides_on_slots_where_the_rule_says_so(alone: Process, failure: Failure, held: int) -> None:
     permits = [wish(alone, 9) for _ in range(5)]
@@ -498,8 +532,14 @@ async def test_whose_call_is_not_answered_has_a_slot_of_its_share(store: Server,
         finally:
             store.thaw()
         process.backend.release(permit)
-        # The server has granted it, and nobody took it.
-        await until(lambda: process.backend.up and taken(store, permit) == 0, "it is back and is told")
+        await until(lambda: process.backend.up, "it is back")
+        # The server has granted the slot later on, which this process has never heard of.
+        assert taken(store, permit) == 1
+        again = wish(process, 1)
+        assert await process.with_slot(again) is not FULL
+        process.backend.release(again)
+        await fleet.settled()
+        assert taken(store, again) == 0
 
 
 # On a cluster
@@ -541,6 +581,19 @@ async def test_slots_and_charges_in_other_slots_of_a_cluster_are_all_or_nothing(
 
 
 KEYS = [("address", f"{number}") for number in range(6)]
+
+
+async def test_what_lies_on_a_node_that_is_away_is_decided_for_here(cluster: stores.Cluster) -> None:
+    async with Fleet(cluster.url, deny_cache=False, leases=False) as fleet:
+        process = fleet.first
+        charges = [(bucket(process, 5, store=store), key, 1) for store, key in KEYS]
+        assert await process.admits(*charges)
+        gone = process.backend.session()._routes.node(0)
+        gone._fail("error", "as if it were away", counted=True)
+        verdict = await process.spend(*charges)
+        assert (verdict.admitted, process.calls.fallen) == (True, ["local"] * len(process.calls.fallen))
+        assert 3 in verdict.left
+        await until(lambda: process.backend.up, "it is back")
 
 
 async def test_who_gives_up_while_nodes_of_a_cluster_are_asked_keeps_nothing(cluster: stores.Cluster) -> None:
