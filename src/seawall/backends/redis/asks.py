@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias, cast, final
 from seawall.backends import FULL, Charge, Failure, Full, Key, Verdict
 from seawall.backends.redis.keys import slot_of
 from seawall.backends.redis.meters import MICROSECOND, BucketMeter, SharedMeter
-from seawall.backends.redis.node import Node, Result
+from seawall.backends.redis.node import Node
 from seawall.backends.redis.slots import Holding, SlotPermit, record
 from seawall.rate import Quota, Rate
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 REFUSED, DONE, ELSEWHEN = range(3)
 SPEND, DEBIT, REFUND = range(3)
+MOST_INSTANCES = 1_000_000
 MOST_TRIES = 3
 """How often a decision is sent on: another node, another window."""
 _HEADS = [Struct(f"<BBd{count}H") for count in range(256)]
@@ -62,11 +63,11 @@ class Question:
         """Whether it may be sent on once more; otherwise it fails."""
         self.tries += 1
         if self.tries > MOST_TRIES:
-            self.fail("error")
+            self.fail()
             return False
         return True
 
-    def fail(self, result: Result) -> None:
+    def fail(self) -> None:
         """Nobody waits for a note."""
 
     def abandon(self) -> None:
@@ -156,10 +157,11 @@ class Spend(Question):
             return self._pack(terms, 0)
         wall, sure, holder, charges, places = backend.wall(), backend.sure, backend.holder, self.charges, []
         costs = self.costs or [cost for _, _, cost in charges]
-        for (meter, key, _), cost, want in zip(charges, costs, self.wants or [0] * len(costs), strict=True):
-            lease = meter.leases.get(key) if want else None
-            mine = (holder, lease.left) if lease else (0, 0)
-            term = meter.record(cost, want, wall, sure, *mine)
+        for (meter, key, full), cost, want in zip(charges, costs, self.wants or [0] * len(costs), strict=True):
+            # Where the lease has paid a part, or all of it before, it has that again if this is refused, or nothing.
+            lease = meter.leases.get(key) if cost else None
+            told = lease is not None and (want or lease.noted)
+            term = meter.record(cost, want, wall, sure, holder if told else 0, full - cost if told else 0)
             places.append(terms.setdefault(term, len(terms)))
         if permit is not None:
             holding = permit.holding
@@ -236,7 +238,7 @@ class Spend(Question):
         self.done(FULL if full else verdict)
         return at
 
-    def fail(self, result: Result) -> None:
+    def fail(self) -> None:
         if self.costs is not None:
             self._settle_leases([], 0, None)
         self.done(None)
@@ -354,7 +356,7 @@ class Probe(Question):
         self.node.probed(well=True)
         return False
 
-    def fail(self, result: Result) -> None:
+    def fail(self) -> None:
         self.node.probed(well=False)
 
 
@@ -376,7 +378,7 @@ class Beat(Question):
         return _head(SPEND, 0, [terms.setdefault(term, len(terms))])
 
     def settle(self, reply: list[int], at: int, now: int) -> int:
-        if reply[at] != DONE or reply[at + 3] < 0:
+        if reply[at] != DONE or not 0 <= reply[at + 3] < MOST_INSTANCES:
             raise ValueError("no such number")
         self.backend.counted(reply[at + 3])
         return at + 4
@@ -412,7 +414,7 @@ class Return(Question):
         self.holding.telling -= 1
         return at + 4
 
-    def fail(self, result: Result) -> None:
+    def fail(self) -> None:
         self.abandon()
         self.holding.returned += self.number  # not forgotten before the server has been told
 
@@ -423,7 +425,8 @@ class Return(Question):
 @final
 class Joint:
     """A decision whose charges lie in several slots: each slot is asked at once, and where one refuses, the others give
-    back what they took. So at rest debits less refunds are what was admitted, of every limit.
+    back what they took. So at rest debits less refunds are what was admitted, of every limit; but what was taken in a
+    slot whose answer came too late stays debited, as of any call (nobody asks twice).
     """
 
     def __init__(

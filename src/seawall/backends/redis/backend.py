@@ -130,7 +130,10 @@ class RedisBackend:
         """
         here = self.clock()
         ahead, before = now * MICROSECOND - here, self._ahead_ns
-        if before is not None and 0 < before - ahead < SECOND:
+        if before is None:
+            for meter in self._meters.values():
+                meter.forget_window()  # it was this process's clock that said which it is
+        elif 0 < before - ahead < SECOND:
             ahead = max(ahead, before - (here - self._heard) // 1_000)
         self._ahead_ns, self._heard = ahead, here
 
@@ -149,10 +152,10 @@ class RedisBackend:
             self._start_anew()
         session = self._sessions.get(loop)
         if session is None:
-            for other in list(self._sessions):
-                if other.is_closed():
-                    self._sessions.pop(other).abandon()
-            session = self._sessions[loop] = Session(self, loop)
+            closed = [other for other in self._sessions if other.is_closed()]
+            self._session = session = self._sessions[loop] = Session(self, loop)
+            for other in closed:
+                self._sessions.pop(other).abandon()
         self._session = session
         return session
 
@@ -161,6 +164,7 @@ class RedisBackend:
         self._process = getpid()
         self.holder = randbits(51) | 1
         self._sessions.clear()
+        self.instances, self.leasing = self._expected or 1, False
         self.slots = Slots(self.names)
         for lease in self.watched:
             del lease.meter.leases[lease.key]
@@ -315,8 +319,8 @@ class RedisBackend:
         """Let go of a key, and return what was taken of it ahead."""
         meter = lease.meter
         del meter.leases[lease.key]
-        # One that has lapsed is taken back by the server, unless its window is over.
-        if lease.left and not meter.lapsed(lease, self.clock(), self.wall()):
+        if lease.left or (lease.noted and isinstance(meter, QuotaMeter)):
+            # Nothing, too: what a server has noted it would take back once more.
             self.give_units_back(meter, lease.key, lease.left, session)
 
     def give_units_back(self, meter: SharedMeter, key: Key, units: int, session: Session | None = None) -> None:

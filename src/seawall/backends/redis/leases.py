@@ -42,10 +42,12 @@ MOST_LEASES = 8_192
 class Lease:
     """What this process has of one bucket or quota. ``state`` is that with all leases debited, as last heard.
 
+    ``noted``: the server may have noted how much it is, and has to be told when it is spent.
+
     ``paced``: some of it was not there yet when it was taken, so each unit waits for its time.
     """
 
-    __slots__ = ("asked", "asking", "key", "left", "meter", "paced", "state", "want")
+    __slots__ = ("asked", "asking", "key", "left", "meter", "noted", "paced", "state", "want")
 
     def __init__(self, meter: SharedMeter, key: Key, now: int) -> None:
         self.meter = meter
@@ -53,6 +55,7 @@ class Lease:
         self.asked = now
         self.asking = False
         self.left = 0
+        self.noted = False
         self.paced = False
         self.state = 0
         self.want = 0
@@ -74,6 +77,7 @@ class Lease:
         self.asking = False
         if granted:
             self.left += granted
+            self.noted = True
         elif granted == 0:
             self.want //= 4  # so that the next one asks for half
         else:

@@ -151,8 +151,8 @@ class QuotaMeter(Meter):
 
     def record(self, cost: int, lease: int, wall: int, sure: bool, holder: int = 0, mine: int = 0) -> bytes:
         """A charge of ``cost`` in the window around ``wall``, which may be ``sure`` to be the server's time, and the
-        wish of ``holder``, who has ``mine`` left, for ``lease`` units ahead. Without a holder nothing is noted of who
-        has how much."""
+        wish of ``holder`` for ``lease`` units ahead, who has ``mine`` if it is refused. Without a holder nothing is
+        noted of who has how much."""
         quota = self.quota
         if quota.enter(wall) != self._base:
             self._base = quota.base

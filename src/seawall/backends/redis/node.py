@@ -82,7 +82,7 @@ class Ask(Protocol):
         """
         ...
 
-    def fail(self, result: Result) -> None:
+    def fail(self) -> None:
         """There will be no reply in time."""
         ...
 
@@ -192,19 +192,20 @@ class Node:
             self._dialling = self._loop.create_task(self._connect())
 
     async def _connect(self) -> None:
+        started = self._loop.time()
         try:
             link = await self._dial()
         except Exception as error:  # whatever it is, it must be tried again
             self._dialling = None
             if not isinstance(error, UnreachedError):
-                self._dial_from = self._loop.time() + STUCK
+                self._dial_from = started + STUCK
             if isinstance(error, TimeoutError):
                 self._fail("timeout", "no answer")
             elif isinstance(error, LinkError):
                 self._fail("connection", str(error))
             else:
                 self._fail("mismatch", f"it does not introduce itself as Redis does: {type(error).__name__}")
-            self._lose("connection")
+            self._lose()
             return
         self._dialling = None
         if self._closed:
@@ -214,7 +215,7 @@ class Node:
             self._lost(link, link.lost)
             return
         self._link = link
-        self._dial_from = self._loop.time() + STUCK
+        self._dial_from = started + STUCK
         link.on_lost = self._lost
         if self.breaker.closed:
             self._noted(self, link, "")
@@ -229,14 +230,14 @@ class Node:
         self._fail(
             "mismatch" if mistrusted else "connection", "a reply that was none" if mistrusted else "connection lost"
         )
-        self._lose("connection")
+        self._lose()
 
-    def _lose(self, result: Result) -> None:
+    def _lose(self) -> None:
         """Nothing that is waiting will be answered."""
         flights, self._flights = self._flights, deque()
         pending, self._pending = self._pending, []
         for ask in [*(ask for batch in flights for ask in batch.asks), *pending]:
-            ask.fail(result)
+            ask.fail()
 
     def _flush(self) -> None:
         self._flushing = False
@@ -244,7 +245,7 @@ class Node:
             return
         if self._link is None:
             if self._closed:
-                self._lose("connection")
+                self._lose()
                 return
             self.connect()
         else:
@@ -254,7 +255,7 @@ class Node:
                 # The loop was held up in between. They would be answered after their time, whatever the server does.
                 for ask in pending:
                     if ask.deadline < late:
-                        ask.fail("timeout")
+                        ask.fail()
                 pending = [ask for ask in pending if ask.deadline >= late]
             pieces = deque(self._pieces(pending))
             try:
@@ -281,7 +282,7 @@ class Node:
         link = self._link
         if link is None:
             for ask in asks:
-                ask.fail("connection")
+                ask.fail()
             return
         self._number = number = (self._number + 1) & 0xFFFFFFFF
         batch = _Batch(asks, number, self._loop.time(), whole=whole)
@@ -340,7 +341,7 @@ class Node:
         """A reply that is none: nothing else that comes over this connection is believed."""
         if not late:
             for ask in batch.asks:
-                ask.fail("mismatch")
+                ask.fail()
         if self._link is not None:
             self._link.drop("mismatch")
 
@@ -358,12 +359,12 @@ class Node:
             self._called("ok", took)
             if not self._redirect.moved(batch.asks, error):
                 for ask in batch.asks:
-                    ask.fail("error")
+                    ask.fail()
             return
         self._called("error", took)
         self._fail("error", error, counted=True)
         for ask in batch.asks:
-            ask.fail("error")
+            ask.fail()
         if code in RELOCATED:
             if self._link is not None:
                 self._link.drop("connection")
@@ -408,7 +409,7 @@ class Node:
         if blamed:
             self._fail("timeout", "no answer in time")
         for ask in missed:
-            ask.fail("timeout")
+            ask.fail()
         self._arm()
 
     def _fail(self, result: Result, reason: str, *, counted: bool = False) -> None:
@@ -417,7 +418,7 @@ class Node:
         if self.breaker.fail(reason):
             self._noted(self, None, reason)
         if self._again is None and not self._closed:
-            self._again = self._loop.call_later(self.breaker.probe_in() / SECOND, self._try)
+            self._again = self._loop.call_later(self.breaker.probe_in() / SECOND + _READ, self._try)
 
     def _try(self) -> None:
         """Find out whether the server is back."""
@@ -467,7 +468,7 @@ class Node:
         if self._link is not None:
             self._link.drop("connection")
             self._link = None
-        self._lose("connection")
+        self._lose()
 
 
 def _settle(batch: _Batch, reply: list[int], heard: Callable[[int], None]) -> None:

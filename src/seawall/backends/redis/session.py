@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from asyncio import AbstractEventLoop, TimerHandle
+from asyncio import AbstractEventLoop, TimerHandle, gather
 from collections.abc import Awaitable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, cast, final
 
@@ -195,7 +195,7 @@ class Session:
             if node.breaker.closed:
                 node.submit(part)
             else:
-                part.fail("connection")
+                part.fail()
         return future
 
     def note(
@@ -277,8 +277,7 @@ class Session:
         if node.connected:
             node.submit(gone)
         self._routes.close()
-        for node in list(self._routes.nodes.values()):
-            await node.aclose()
+        await gather(*(node.aclose() for node in self._routes.nodes.values()))
 
 
 def _printable(text: str) -> str:

@@ -1,9 +1,9 @@
 """How much each caller has in flight, over the whole fleet: slots, which are taken and given back.
 
 Every process has its own count in Redis, with an expiry that it puts off while it lives, so that the slots of one that
-was killed are free again after `LIFE`. A slot is taken in the same call as the charges of its request. Given back it is
-by what is sent next, or it is kept for a moment where the limit has slots to spare: at most limit // 4N in each of N
-processes.
+was killed are free again after `LIFE`. A slot is taken in the same call as the charges of its request. It is given back
+with whatever else is sent in that turn of the loop, or kept for a moment where the limit has slots to spare: at most
+limit // 4N in each of N processes.
 
 Taking and giving back are steps, so that calls under way do not undo each other; with each comes how much this process
 is sure to have, below which its count never is, and from time to time the count itself. So what is lost with a server

@@ -125,16 +125,20 @@ local function quota(op, key, t, since)
   if state.stop < stop then used, leases = 0, {} end
   local before, mended, granted = {stop = stop, used = used, leases = leases}, state.stop > stop, 0
   if op == REFUND then
-    if since >= min(start, now) then used = max(0, used - cost) end
+    -- A lease that has expired is back already.
+    local back = who == 0
+    for i = 1, #leases do back = back or leases[i][1] == who end
+    if back and since >= min(start, now) then used = max(0, used - cost) end
   elseif op == DEBIT then
     used = min(used + cost, 281474976710655)
   elseif used + cost > limit and cost > 0 then
+    if who > 0 then before.leases, mended = with(leases, who, t[7], now + t[8]), true end
     return false, before, before, mended, used, 0, used, 0, 0
   else
     used = used + cost
     if lease > 0 and used + lease <= limit then used, granted = used + lease, 1 end
   end
-  if who > 0 then leases = with(leases, who, t[7] + granted * lease, now + t[8]) end
+  if who > 0 then leases = with(leases, who, granted * lease, now + t[8]) end
   return true, before, {stop = stop, used = used, leases = leases}, mended, before.used, 0, used, 0, granted
 end
 

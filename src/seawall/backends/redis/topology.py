@@ -204,9 +204,11 @@ class Cluster:
         """Go by the map that a node at ``host`` has. One that does not know its own name leaves it out."""
         found: list[Node | None] = [None] * SLOTS
         for first, last, master, *_ in ranges:
+            if not 0 <= first <= last < SLOTS:
+                raise ValueError("no such slots")
             node = self._at(Endpoint(master[0].decode() if master[0] else host, int(master[1])))
             found[first : last + 1] = [node] * (last + 1 - first)
-        if len(found) != SLOTS or not any(found):
+        if not any(found):
             raise ValueError("no map")
         self._map = found
         kept = set(found)
