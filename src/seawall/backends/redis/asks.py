@@ -166,7 +166,9 @@ class Spend(Question):
         if permit is not None:
             holding = permit.holding
             # With nothing else under way it is known what this process has, whatever was lost before.
-            exact = holding.asked == 1 and not holding.returned and not holding.telling
+            exact = holding.asked == 1 and not holding.telling
+            if exact:
+                holding.returned = 0
             term = record(holder, holding.held, 1, holding.limit, exact=exact)
             places.append(terms.setdefault(term, len(terms)))
         return _head(SPEND, 0, places)
@@ -412,6 +414,8 @@ class Return(Question):
         if reply[at] != DONE or reply[at + 1] < 0:
             raise ValueError("no such slots")
         self.holding.telling -= 1
+        if self.holding.returned:
+            self.backend.return_slots(self.holding)
         return at + 4
 
     def fail(self) -> None:

@@ -25,7 +25,7 @@ from seawall.backends.redis.leases import IDLE, MOST_LEASES, Lease
 from seawall.backends.redis.meters import MICROSECOND, BucketMeter, QuotaMeter, SharedMeter
 from seawall.backends.redis.node import Script
 from seawall.backends.redis.session import Session
-from seawall.backends.redis.slots import SlotPermit, Slots
+from seawall.backends.redis.slots import Holding, SlotPermit, Slots
 from seawall.backends.share import LocalMeter, LocalShare
 from seawall.decision import Clock
 from seawall.rate import SECOND, Quota, Rate
@@ -244,8 +244,12 @@ class RedisBackend:
                 holding.spare += 1
             else:
                 holding.returned += 1
-                if holding.returned == 1 and _get_running_loop() is not None:
-                    self.session().give_back(holding)
+                self.return_slots(holding)
+
+    def return_slots(self, holding: Holding) -> None:
+        """Have the server told what was returned, with one call at a time."""
+        if not holding.telling and _get_running_loop() is not None:
+            self.session().give_back(holding)
 
     def renew(self) -> None:
         """Put off the expiry of what is held, of some callers at a time, and give back what is spare and not needed."""
