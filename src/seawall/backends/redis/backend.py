@@ -323,7 +323,7 @@ class RedisBackend:
         """Let go of a key, and return what was taken of it ahead."""
         meter = lease.meter
         del meter.leases[lease.key]
-        if lease.left or (lease.noted and isinstance(meter, QuotaMeter)):
+        if lease.left or (lease.noted and not lease.asking and isinstance(meter, QuotaMeter)):
             # Nothing, too: what a server has noted it would take back once more.
             self.give_units_back(meter, lease.key, lease.left, session)
 
