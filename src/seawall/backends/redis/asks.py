@@ -53,10 +53,8 @@ class Question:
         return self._pack(terms, 0)
 
     def _pack(self, terms: dict[bytes, int], holder: int) -> bytes:
-        wall = self.backend.wall()
-        number = terms.setdefault
-        sure = self.backend.sure
-        places = [number(meter.record(cost, 0, wall, sure, holder), len(terms)) for meter, _, cost in self.charges]
+        backend, number = self.backend, terms.setdefault
+        places = [number(meter.record(cost, 0, backend, holder), len(terms)) for meter, _, cost in self.charges]
         return _head(self.op, self.since, places)
 
     def redirected(self) -> bool:
@@ -155,13 +153,13 @@ class Spend(Question):
         backend, permit = self.backend, self.permit
         if permit is None and self.costs is None:
             return self._pack(terms, 0)
-        wall, sure, holder, charges, places = backend.wall(), backend.sure, backend.holder, self.charges, []
+        holder, charges, places = backend.holder, self.charges, []
         costs = self.costs or [cost for _, _, cost in charges]
         for (meter, key, full), cost, want in zip(charges, costs, self.wants or [0] * len(costs), strict=True):
             # Where the lease has paid a part, or all of it before, it has that again if this is refused, or nothing.
             lease = meter.leases.get(key) if cost else None
             told = lease is not None and (want or lease.noted)
-            term = meter.record(cost, want, wall, sure, holder if told else 0, full - cost if told else 0)
+            term = meter.record(cost, want, backend, holder if told else 0, full - cost if told else 0)
             places.append(terms.setdefault(term, len(terms)))
         if permit is not None:
             holding = permit.holding

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from struct import Struct
-from typing import TypeAlias, final
+from typing import Protocol, TypeAlias, final
 
 from seawall.backends import Key, Meter
 from seawall.backends.redis.keys import Names
@@ -17,6 +17,15 @@ _LONGEST_US = 1 << 51
 _MOST_RECORDS = 256
 _BUCKET = Struct("<B9d")
 _QUOTA = Struct("<B9d")
+
+
+class ServerClock(Protocol):
+    """What is known of a server's time: ``wall`` nanoseconds since the epoch, ``sure`` once it was told."""
+
+    @property
+    def sure(self) -> bool: ...
+
+    def wall(self) -> int: ...
 
 
 @final
@@ -73,7 +82,7 @@ class BucketMeter(Meter):
         """Whether more was taken than there is at ``now``."""
         return state > now * self.bucket.scale + self.bucket.capacity
 
-    def record(self, cost: int, lease: int, wall: int, sure: bool, holder: int = 0, mine: int = 0) -> bytes:
+    def record(self, cost: int, lease: int, clock: ServerClock, holder: int = 0, mine: int = 0) -> bytes:
         """A charge of ``cost``, and the wish for ``lease`` units ahead."""
         record = None if lease else self._records.get(cost)
         if record is None:
@@ -149,14 +158,15 @@ class QuotaMeter(Meter):
         """A quota never is: there is nothing to wait for."""
         return False
 
-    def record(self, cost: int, lease: int, wall: int, sure: bool, holder: int = 0, mine: int = 0) -> bytes:
-        """A charge of ``cost`` in the window around ``wall``, which may be ``sure`` to be the server's time, and the
-        wish of ``holder`` for ``lease`` units ahead, who has ``mine`` if it is refused. Without a holder nothing is
-        noted of who has how much."""
+    def record(self, cost: int, lease: int, clock: ServerClock, holder: int = 0, mine: int = 0) -> bytes:
+        """A charge of ``cost`` in the window that the server's ``clock`` is in, as far as is known, and the wish of
+        ``holder`` for ``lease`` units ahead, who has ``mine`` if it is refused. Without a holder nothing is noted of
+        who has how much."""
         quota = self.quota
-        if quota.enter(wall) != self._base:
+        if quota.enter(clock.wall()) != self._base:
             self._base = quota.base
             self._records.clear()
+        sure = clock.sure
         at = cost if sure else -1 - cost
         record = None if holder else self._records.get(at)
         if record is None:
