@@ -224,7 +224,8 @@ async def test_a_slow_store_costs_the_budget_and_no_connections(proxy: Proxy) ->
 async def test_a_store_that_is_just_in_time_decides(proxy: Proxy) -> None:
     async with Service(proxy.url, timeout="1s") as service:
         trial, load = await endure(service, partial(proxy.delayed, 0.02, reply_only=True), proxy.passing, 0.5)
-    write_down("slow 20 ms, budget 1 s", "p99 <= 30 ms; 5xx 0", trial, load, p99=0.03)
+    also = f"decided without the store {trial.fallbacks}"
+    write_down("slow 20 ms, budget 1 s", "the store decides; 5xx 0", trial, load, also=also)
     assert trial.fallbacks == 0
 
 
@@ -387,7 +388,7 @@ async def test_thousands_of_cancelled_requests_cost_no_connection_and_mix_nothin
         async with Load(service) as load:
             await load.during(0.1)
             for wait in range(3_000):
-                victim = asyncio.create_task(service.ask("/other", 249))
+                victim = asyncio.create_task(service.ask("/other", 100 + wait % 100))
                 for _ in range(wait % 4):
                     await asyncio.sleep(0)
                 if wait % 50 == 0:
@@ -563,36 +564,45 @@ async def test_slots_move_from_node_to_node_and_requests_follow(nodes: Cluster) 
 
 
 async def test_a_move_that_stops_in_the_middle_stops_one_caller_s_slot_only(nodes: Cluster) -> None:
-    """First half of a caller's keys are on each node, which is TRYAGAIN; then none is where it was, which is ASK."""
+    """First some of a caller's keys are on either node, which is TRYAGAIN; then none is where it was, which is ASK.
+
+    Who has nothing in flight has no key for its slots, which is TRYAGAIN to who is asked then.
+    """
     second, third = nodes.nodes[1:]
-    told: list[int] = []
+    told: list[tuple[int, float]] = []
+
+    def look() -> None:
+        told.append((service.fallbacks, time.perf_counter()))
 
     def stop_in_the_middle() -> None:
         slot, keys = next((slot, keys) for slot, keys in slots_in_use(second, service).items() if len(keys) == 2)
         migration = nodes.migration(slot, third)
         migration.begin()
-        told.append(service.fallbacks)
+        look()
         migration.move(keys[0])
         time.sleep(0.4)
-        told.append(service.fallbacks)
+        look()
         migration.move()
         time.sleep(0.1)
-        told.append(service.fallbacks)
+        look()
         time.sleep(0.4)
-        told.append(service.fallbacks)
+        look()
         migration.finish()
 
-    async with Service(nodes.url) as service:
+    # A budget that a busy machine keeps: whoever is late counts here as decided without the store.
+    async with Service(nodes.url, timeout="250ms") as service:
         trial, load = await endure(service, stop_in_the_middle, None, 1.2)
         opened = service.calls.get("error", 0) + service.calls.get("timeout", 0)
-    begun, torn, moved, asking = told
+    pairs = ((told[0], told[1]), (told[2], told[3]))
+    (torn, torn_for), (asking, asking_for) = ((after[0] - before[0], after[1] - before[1]) for before, after in pairs)
     errors = [node.info("errorstats").keys() for node in nodes.nodes]
     assert "errorstat_TRYAGAIN" in errors[1]
     assert "errorstat_ASK" in errors[1]
     assert all("errorstat_CROSSSLOT" not in each for each in errors)
-    # One caller asks 33 times a second. All others are decided by the store, and this one as well while it is ASK.
-    assert torn - begun <= 0.4 / EVERY + 2
-    also = f"without the store: TRYAGAIN {torn - begun}, ASK {asking - moved}; other calls failed {opened}; CROSSSLOT 0"
+    # One caller asks 33 times a second. All others are decided by the store.
+    assert torn <= torn_for / EVERY + 2
+    assert asking <= asking_for / EVERY + 2
+    also = f"without the store: TRYAGAIN {torn}, ASK {asking}; other calls failed {opened}; CROSSSLOT 0"
     bar = "within budget; 0 CROSSSLOT"
     write_down("cluster: stopped half-way (ASK, TRYAGAIN)", bar, trial, load, added=0.025, back=1, also=also)
 
@@ -605,7 +615,8 @@ async def test_a_node_that_is_killed_takes_only_its_own_slots_along(nodes: Clust
         told.append(len(slots_in_use(victim, service)))
         victim.kill()
 
-    async with Service(nodes.url) as service:
+    # A budget that a busy machine keeps: whoever is late counts here as decided without the store.
+    async with Service(nodes.url, timeout="250ms") as service:
         trial, load = await endure(service, kill, victim.restart, 0.6, losses=1)
     [its_callers] = told
     # Those of the dead node ask 33 times a second each; the others are decided by the store as before.
