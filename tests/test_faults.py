@@ -388,7 +388,7 @@ async def test_thousands_of_cancelled_requests_cost_no_connection_and_mix_nothin
         async with Load(service) as load:
             await load.during(0.1)
             for wait in range(3_000):
-                victim = asyncio.create_task(service.ask("/other", 100 + wait % 100))
+                victim = asyncio.create_task(service.ask("/other", f"198.18.{wait // 250}.{wait % 250}"))
                 for _ in range(wait % 4):
                     await asyncio.sleep(0)
                 if wait % 50 == 0:
