@@ -112,11 +112,12 @@ class Spend(Question):
 
     def _lease(self, now: int) -> None:
         """Pay what can be paid from leases, and ask for more of what is asked for often."""
-        backend, costs, wants = self.backend, [], []
+        backend, costs, wants, leased = self.backend, [], [], False
         wall = backend.wall()
         for meter, key, cost in self.charges:
             lease = meter.leases.get(key)
             want = 0
+            leased = leased or lease is not None
             if lease is None:
                 if cost:
                     backend.watch(meter, key, now)
@@ -135,7 +136,8 @@ class Spend(Question):
                     want = lease.ask(now, most) if cost <= most else 0
             costs.append(cost)
             wants.append(want)
-        self.costs, self.wants = costs, wants
+        if leased:
+            self.costs, self.wants = costs, wants
 
     def with_slot(self, permit: SlotPermit) -> None:
         """Ask for a slot as well."""
