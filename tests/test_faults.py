@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 from asyncio import CancelledError as Cancelled
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from functools import partial
 from importlib import import_module
@@ -356,7 +356,7 @@ def test_a_stalled_event_loop_is_not_blamed_on_the_store(
     async def stall_under_load() -> int:
         # What is asked is under way for some time, so that there is always something to be late for.
         proxy.delayed(0.003, reply_only=True)
-        async with Service(proxy.url, app=app, timeout="100ms") as service:
+        async with Service(proxy.url, app=app, timeout="250ms") as service:
             await service.until_it_decides()
             async with Load(service) as load:
                 await load.during(0.3)
@@ -563,6 +563,16 @@ async def test_slots_move_from_node_to_node_and_requests_follow(nodes: Cluster) 
     )
 
 
+def busy_slot(node: Server, service: Service, idle: Collection[int]) -> tuple[int, list[str]]:
+    """A slot that is asked for, of a caller with two keys. (Never StopIteration, which no future can hold.)"""
+    for _ in range(500):
+        for slot, keys in slots_in_use(node, service).items():
+            if len(keys) == 2 and slot not in idle:
+                return slot, keys
+        time.sleep(0.01)
+    raise AssertionError("nobody has two keys")
+
+
 async def test_a_move_that_stops_in_the_middle_stops_one_caller_s_slot_only(nodes: Cluster) -> None:
     """First some of a caller's keys are on either node, which is TRYAGAIN; then none is where it was, which is ASK.
 
@@ -575,8 +585,7 @@ async def test_a_move_that_stops_in_the_middle_stops_one_caller_s_slot_only(node
         told.append((service.fallbacks, time.perf_counter()))
 
     def stop_in_the_middle() -> None:
-        in_use = slots_in_use(second, service).items()
-        slot, keys = next((slot, keys) for slot, keys in in_use if len(keys) == 2 and slot not in idle)
+        slot, keys = busy_slot(second, service, idle)
         migration = nodes.migration(slot, third)
         migration.begin()
         look()

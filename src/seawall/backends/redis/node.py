@@ -303,6 +303,10 @@ class Node:
 
     def resend(self, asks: list[Ask], *, asking: bool) -> None:
         """Ask what another node did not know, in time or not at all."""
+        if self._closed:
+            for ask in asks:
+                ask.fail()
+            return
         if not asks:
             return
         if self._link is None:
