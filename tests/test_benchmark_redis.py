@@ -23,6 +23,8 @@ from benchmarks import redis as bench  # noqa: E402
 from benchmarks.redisbench import measure, subjects, valkey, worker  # noqa: E402
 from benchmarks.redisbench.measure import Case, Cell, Results, Sample  # noqa: E402
 
+pytestmark = pytest.mark.slow  # real servers and processes
+
 HOT = Cell(Case(3, 1, denied=False), bench.BUSY, 1)
 
 
