@@ -303,6 +303,7 @@ async def test_no_caller_can_be_read_in_redis_in_the_log_or_in_metrics(
     settings = config(
         identity={"tenant": [{"api_key": {"header": "X-API-Key"}}, {"state": "tenant_id"}]},
         plans={"own": {"rate": "3/hour", "quota": "2/month", "concurrency": 4}},
+        shedding={"algorithm": "off"},
         defaults={"plan": "own", "anonymous_plan": "own"},
         tenants={f"listed-{n}": {"plan": "own", "keys": [hash_of(f"canary-key-{n}")]} for n in range(300)},
         routes=[{"name": "all", "match": {"path": "/**"}, "limits": {"ip": {"rate": "9/hour", "per": "client_ip"}}}],

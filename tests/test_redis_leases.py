@@ -209,9 +209,12 @@ async def test_one_process_decides_with_leases_as_memory_does(
                     return  # what fits into a bucket and a lease is more than what fits into a bucket
                 actual = await process.spend(*((meter, "a", cost) for meter in theirs[:count]))
                 expected = memory.spend([(meter, "a", cost) for meter in ours[:count]])
-                assert (actual.waits, actual.now) == (expected.waits, expected.now)
-                if not (deny_cache and expected.waits):
-                    assert actual.left == expected.left  # a refusal that is remembered tells of what refused
+                assert (actual.admitted, actual.now) == (expected.admitted, expected.now)
+                if actual.waits and expected.waits and actual.waits != expected.waits:
+                    # Refused without a call, for what is taken ahead is not there yet: of the quota it tells nothing.
+                    assert actual.waits == [expected.waits[0], 0]
+                elif expected.waits is None or (count == 1 and not deny_cache):
+                    assert actual.left == expected.left  # a refusal without a call tells of what refused
 
 
 async def test_of_an_empty_bucket_units_are_taken_ahead_and_spent_when_they_are_there(valkey: Server) -> None:

@@ -123,7 +123,9 @@ class Spend(Question):
                     backend.watch(meter, key, now)
             elif cost:
                 if meter.lapsed(lease, now, wall):
-                    lease.left = 0
+                    # As far as the server has not taken it back itself.
+                    units, lease.left = lease.left, 0
+                    backend.give_units_back(meter, key, units)
                 drawn = meter.draw(lease, cost, now, wall) if lease.left >= cost else None
                 if drawn is not None and drawn[1] >= 0:
                     lease.left -= cost
