@@ -25,6 +25,8 @@ settings.register_profile(
     # A busy machine is slow; that is no property of the code.
     suppress_health_check=[HealthCheck.too_slow],
 )
+# What "ci" has found on one Python it need not look for on each.
+settings.register_profile("few", settings.get_profile("ci"), max_examples=20)
 settings.register_profile("dev", deadline=None, max_examples=300, print_blob=True)
 settings.register_profile("night", settings.get_profile("dev"), max_examples=10_000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))

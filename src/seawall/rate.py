@@ -24,6 +24,8 @@ from seawall.decision import NEVER
 
 SECOND = 1_000_000_000
 MAX_AMOUNT = 1_000_000_000_000
+MAX_INTEGER = 999_999_999_999_999
+"""What a structured field can say (RFC 9651)."""
 COUNT_BITS = 48
 COUNT_MASK = (1 << COUNT_BITS) - 1
 SETBACK = 3_600 * SECOND
@@ -79,7 +81,7 @@ class Rate:
 
         100/s with a burst of 10 would otherwise read ``q=10;w=1``, a tenth of what is sold.
         """
-        return max(self.burst, self.amount * self.window_s * SECOND // self.period_ns)
+        return min(max(self.burst, self.amount * self.window_s * SECOND // self.period_ns), MAX_INTEGER)
 
     def remaining(self, state: int, now: int) -> int:
         """Tokens that can be spent at ``now``, in 0..burst."""
