@@ -167,6 +167,7 @@ class BackendSettings:
     instances: int | None = None
     leases: bool = True
     deny_cache: bool = True
+    snapshot: str | None = None
 
 
 @final
@@ -192,6 +193,7 @@ class Metrics:
 class Status:
     path: str
     allow: tuple[Network, ...]
+    token: str | None = field(default=None, repr=False)
 
 
 @final
@@ -220,6 +222,7 @@ class Policy:
     reload_ns: int | None = 2_000_000_000
     metrics: Metrics = Metrics()
     status: Status | None = None
+    history: str | None = None
     digest: str = ""
     warnings: tuple[str, ...] = ()
 

@@ -54,7 +54,10 @@ def compile_policy(file: schema.File, tenants: Sequence[dict[str, schema.Tenant]
         responses=Responses(file.responses.headers, file.responses.detail, file.responses.docs_url),
         reload_ns=None if file.reload == "off" else parse_duration(file.reload),
         metrics=_metrics(file.metrics),
-        status=None if file.status is None else Status(file.status.path, _networks(file.status.allow)),
+        status=None
+        if file.status is None
+        else Status(file.status.path, _networks(file.status.allow), file.status.token),
+        history=file.history,
         digest=digest,
     )
     if file.priorities is None:
@@ -200,6 +203,7 @@ def _backend(written: schema.Backend) -> BackendSettings:
         written.instances,
         written.leases,
         written.deny_cache,
+        written.snapshot,
     )
 
 

@@ -92,7 +92,8 @@ def _secrets(document: Document) -> Iterator[tuple[int, str]]:
         tenants = root.get("tenants") if wrong else None
         for name, tenant in tenants.items() if isinstance(tenants, dict) else ():
             yield from _below(document, tenant, ("tenants", name), secret=False)
-        yield from _below(document, root.get("backend"), ("backend",), secret=False)
+        for section in ("backend", "status"):
+            yield from _below(document, root.get(section), (section,), secret=False)
     for path, value in document.discarded:
         yield from _below(document, value, path, secret=any(_names_a_secret(str(step)) for step in path))
 

@@ -161,6 +161,7 @@ PerText: TypeAlias = Annotated[
 PathTemplate: TypeAlias = Annotated[
     str, Text(values.check_path, "a path", ("/login", "/v1/items/{id}", "/v1/events/**"), "^/", code="E042")
 ]
+FileText: TypeAlias = Annotated[str, Text(values.check_file, "a file", ("seawall.history.jsonl",))]
 ExactPath: TypeAlias = Annotated[str, Text(values.check_exact_path, "a path", ("/metrics",), "^/", code="E042")]
 Method: TypeAlias = Annotated[str, Text(values.check_method, "a method such as GET", values.METHODS)]
 KeyHash: TypeAlias = Annotated[
@@ -531,11 +532,18 @@ class Backend(Section):
         True, description="Serve hot keys from tokens taken ahead. false: one exact call per decision."
     )
     deny_cache: bool = Field(True, description="Answer a known refusal without a call until its retry time.")
+    snapshot: FileText | None = Field(
+        None, description="Where quotas kept in memory outlive a restart, relative to this file. Default: nowhere."
+    )
 
     @model_validator(mode="after")
     def _has_its_url(self) -> Backend:
         if self.type == "memory" and self.url is not None:
             raise fault("E015", "a url needs 'type: redis' or 'type: limits': memory is never shared", at="url")
+        if self.type != "memory" and self.snapshot is not None:
+            raise fault(
+                "E015", "a snapshot needs 'type: memory': shared state outlives a restart by itself", at="snapshot"
+            )
         if self.type != "memory" and self.url is None:
             raise fault("E011", f"'type: {self.type}' needs a 'url'", at="type")
         if self.type == "redis" and self.url is not None:
@@ -582,6 +590,9 @@ class Status(Section):
 
     path: ExactPath = Field("/-/seawall", description="Where it is served. Default: /-/seawall.")
     allow: list[NetworkText] = Field(min_length=1, max_length=1000, description="Peers that are answered. Required.")
+    token: Annotated[str, Text(values.check_token, "a token", ("${SEAWALL_TOKEN}",))] | None = Field(
+        None, description="What a peer has to show to block or reset a tenant. Default: nobody may."
+    )
 
 
 Includes: TypeAlias = Annotated[
@@ -627,6 +638,10 @@ class File(Section):
     responses: Responses = Field(default=Responses(), description="What callers are told.")
     reload: Annotated[str, duration(100 * MILLISECOND, DAY, "2s", "off", off=True)] = Field(
         "2s", description="How often the file's content is checked for changes; or off. Default: 2s."
+    )
+    history: FileText | None = Field(
+        None,
+        description="Where each change of this configuration is recorded, relative to this file. Default: nowhere.",
     )
     metrics: Metrics = Field(default=Metrics(), description="Prometheus metrics.")
     status: Status | None = Field(None, description="The status page. Default: none.")

@@ -221,6 +221,16 @@ def check_secret(secret: str) -> None:
         raise ValueError("a secret is 8 to 1024 printable characters")
 
 
+def check_token(token: str) -> None:
+    if not re.fullmatch(r"[!-~]{16,512}", token):
+        raise ValueError("a token is 16 to 512 characters of ASCII without spaces")
+
+
+def check_file(path: str) -> None:
+    if not path.isprintable() or not path.strip() or len(path) > 1024 or path.endswith(("/", "\\")):
+        raise ValueError("a file's path is 1 to 1024 printable characters")
+
+
 def check_include(pattern: str) -> None:
     if pattern.startswith(("/", "\\", "~")) or re.match(r"[A-Za-z]:", pattern):
         raise ValueError("an include is relative to the file that has it")
