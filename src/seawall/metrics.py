@@ -130,6 +130,17 @@ TRACKED_KEYS = Spec("seawall_tracked_keys", "gauge", "Buckets and counters held 
 EVICTED_KEYS = Spec(
     "seawall_evicted_keys_total", "counter", "Buckets forgotten after they were full again.", ("store",)
 )
+CONFIG_RELOADS = Spec(
+    "seawall_config_reloads_total",
+    "counter",
+    "Times that a changed configuration was read; failed: the last good one stays in force.",
+    ("result",),
+)
+LAST_RELOAD = Spec(
+    "seawall_config_last_reload_success_timestamp_seconds",
+    "gauge",
+    "When the policy in force was loaded, in seconds since 1970.",
+)
 CONFIG_INFO = Spec("seawall_config_info", "gauge", "The policy in force.", ("hash", "mode"))
 BUILD_INFO = Spec("seawall_build_info", "gauge", "The running version.", ("version",))
 TENANT_REQUESTS = Spec(
@@ -161,6 +172,8 @@ SPECS = (
     FALLBACKS,
     TRACKED_KEYS,
     EVICTED_KEYS,
+    CONFIG_RELOADS,
+    LAST_RELOAD,
     CONFIG_INFO,
     BUILD_INFO,
     TENANT_REQUESTS,
