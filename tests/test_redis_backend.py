@@ -654,8 +654,7 @@ async def test_a_cluster_needs_cluster_slots_and_asking_as_well_and_a_sentinel_s
         for n in range(30):
             assert (await spend(backend, (meter, f"caller {n}", 1))).left == [9]
         if kind == "cluster":
-            key = meter.key("caller 1")
-            slot = servers.slot_of(key)
+            slot = servers.slot_of(meter.tags["caller 1"])
             source = servers.node_of(slot)
             migration = servers.migration(slot, next(node for node in servers.nodes if node is not source))
             migration.begin()

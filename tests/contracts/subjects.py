@@ -115,7 +115,8 @@ def script_at(wall: int) -> Script:
 
 def questions_open(backend: RedisBackend) -> int:
     """How many have no answer yet, on the running loop."""
-    return sum(node.asked for node in backend.session()._routes.nodes.values())
+    nodes = backend.session()._routes.nodes.values()
+    return sum(len(node._pending) + sum(len(batch.asks) for batch in node._flights) for node in nodes)
 
 
 class Served(Subject):

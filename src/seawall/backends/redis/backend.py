@@ -7,7 +7,6 @@ its share of every limit, or does what the rule says; it asks again four times a
 
 from __future__ import annotations
 
-import logging
 import random as random_module
 from asyncio import AbstractEventLoop, _get_running_loop
 from collections import deque
@@ -34,7 +33,6 @@ DENIED_FOR = SECOND
 """The longest that a refusal is believed without asking, so that a reset or refund elsewhere is seen."""
 MOST_DENIED = 4_096
 """Refusals that are remembered of one limit."""
-_logger = logging.getLogger("seawall")
 
 
 @final

@@ -27,7 +27,7 @@ def slot_of(tag: bytes) -> int:
 
 @final
 class Tags(dict[Key, bytes]):
-    """What the keys of each caller of one store begin with, worked out when first asked for; the oldest is dropped."""
+    """What the keys of each caller of one store begin with, worked out when first asked for, `MOST_TAGS` kept."""
 
     __slots__ = ("_hash", "_prefix")
 
@@ -77,9 +77,8 @@ class Names:
 
     def canary(self, has: Callable[[int], bool]) -> bytes:
         """A key that no caller has, in a slot that a node has, if it has any."""
-        tags = (
-            b"canary-%d" % nth for nth in range(64)
-        )  # of a node that has few slots perhaps none: it says so (MOVED)
+        # Of a node that has few slots perhaps none of these: it says so (MOVED).
+        tags = (b"canary-%d" % nth for nth in range(64))
         tag = next((tag for tag in tags if has(slot_of(tag))), b"canary")
         return b"%b:{%b}:canary" % (self.prefix, tag)
 

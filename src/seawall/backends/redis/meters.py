@@ -13,7 +13,8 @@ from seawall.rate import COUNT_MASK, Quota, Rate
 
 MICROSECOND = 1_000
 _LONGEST_US = 1 << 51
-"""A bucket that takes 71 years to fill is outside of what a double can count in microseconds."""
+"""The deepest that a bucket may be in debt, in microseconds: 71 years, so that an instant, a debt and a charge stay
+below 2^53 together, up to which a double counts. The debt is of two bursts, so one may take half as long to refill."""
 _MOST_RECORDS = 256
 _BUCKET = Struct("<B9d")
 _QUOTA = Struct("<B9d")
@@ -37,14 +38,13 @@ class BucketMeter(Meter):
     exact as `seawall.rate`, whose units are these parts.
     """
 
-    __slots__ = ("_records", "bucket", "denied", "leases", "local", "per_us", "suffix", "tags", "unit")
+    __slots__ = ("_records", "bucket", "denied", "leases", "local", "per_us", "suffix", "tags")
 
     def __init__(self, name: str, store: str, rate: Rate, names: Names, local: LocalMeter) -> None:
         super().__init__(name, store, rate)
         self.bucket = rate
         self.local = local
         self.tags = names.tags(store)
-        self.unit = rate.interval
         self.suffix = names.limit("rate", name, store)
         self.per_us = MICROSECOND * rate.scale
         if rate.ceiling // self.per_us >= _LONGEST_US:
@@ -52,9 +52,6 @@ class BucketMeter(Meter):
         self.denied: dict[Key, tuple[int, int, int]] = {}
         self.leases: dict[Key, Lease] = {}
         self._records: dict[int, bytes] = {}
-
-    def key(self, key: Key) -> bytes:
-        return self.tags[key] + self.suffix
 
     def most_ahead(self, instances: int) -> int:
         """Units that a lease may be, beyond the one that is being spent."""
@@ -117,7 +114,7 @@ class BucketMeter(Meter):
 class QuotaMeter(Meter):
     """A calendar quota in Redis. ``local`` and ``denied`` are as a bucket's."""
 
-    __slots__ = ("_base", "_records", "denied", "leases", "local", "quota", "suffix", "tags", "unit")
+    __slots__ = ("_base", "_records", "denied", "leases", "local", "quota", "suffix", "tags")
 
     def __init__(self, name: str, store: str, rate: Quota, names: Names, local: LocalMeter) -> None:
         # One of its own: it remembers the window it is in, by the server's clock.
@@ -125,15 +122,11 @@ class QuotaMeter(Meter):
         super().__init__(name, store, self.quota)
         self.local = local
         self.tags = names.tags(store)
-        self.unit = 1
         self.suffix = names.limit("quota", name, store, rate.span, rate.zone)
         self._base = 0
         self._records: dict[int, bytes] = {}
         self.denied: dict[Key, tuple[int, int, int]] = {}
         self.leases: dict[Key, Lease] = {}
-
-    def key(self, key: Key) -> bytes:
-        return self.tags[key] + self.suffix
 
     def most_ahead(self, instances: int) -> int:
         """Units that a lease may be. Less than of a bucket, for what is lost of a quota is lost for the day."""

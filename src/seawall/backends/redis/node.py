@@ -169,11 +169,6 @@ class Node:
     def connected(self) -> bool:
         return self._link is not None and self.breaker.closed
 
-    @property
-    def asked(self) -> int:
-        """Asks that have no reply yet."""
-        return len(self._pending) + sum(len(batch.asks) for batch in self._flights)
-
     def submit(self, ask: Ask) -> None:
         """Ask with everything else that is asked in this turn of the loop."""
         self._pending.append(ask)
@@ -248,34 +243,32 @@ class Node:
                 self._lose()
                 return
             self.connect()
-        else:
-            pending, self._pending = self._pending, []
-            late = self._loop.time() + _GRACE
-            if pending[0].deadline < late:
-                # The loop was held up in between. They would be answered after their time, whatever the server does.
-                for ask in pending:
-                    if ask.deadline < late:
-                        ask.fail()
-                pending = [ask for ask in pending if ask.deadline >= late]
-            pieces = deque(self._pieces(pending))
-            try:
-                while pieces:
-                    self._send(pieces.popleft())
-            finally:
-                # Whatever goes wrong, nobody waits for ever.
-                self._pending += [ask for piece in pieces for ask in piece]
-                self._arm()
-        self._arm()
+            self._arm()
+            return
+        pending, self._pending = self._pending, []
+        late = self._loop.time() + _GRACE
+        if pending[0].deadline < late:
+            # The loop was held up in between. They would be answered after their time, whatever the server does.
+            for ask in pending:
+                if ask.deadline < late:
+                    ask.fail()
+            pending = [ask for ask in pending if ask.deadline >= late]
+        pieces = deque(self._pieces(pending))
+        try:
+            while pieces:
+                self._send(pieces.popleft())
+        finally:
+            # Whatever goes wrong, nobody waits for ever.
+            self._pending += [ask for piece in pieces for ask in piece]
+            self._arm()
 
     def _pieces(self, asks: list[Ask]) -> list[list[Ask]]:
+        groups = {0: asks}
         if self._one_slot:
-            slots: dict[int, list[Ask]] = {}
+            groups = {}
             for ask in asks:
-                slots.setdefault(ask.slot, []).append(ask)
-            return [piece[at : at + MOST_ASKS] for piece in slots.values() for at in range(0, len(piece), MOST_ASKS)]
-        if len(asks) <= MOST_ASKS:
-            return [asks] if asks else []
-        return [asks[at : at + MOST_ASKS] for at in range(0, len(asks), MOST_ASKS)]
+                groups.setdefault(ask.slot, []).append(ask)
+        return [group[at : at + MOST_ASKS] for group in groups.values() for at in range(0, len(group), MOST_ASKS)]
 
     def _send(self, asks: list[Ask], *, whole: bool = False, asking: bool = False) -> None:
         """Call the script, by its name or as a ``whole``."""
@@ -303,11 +296,11 @@ class Node:
 
     def resend(self, asks: list[Ask], *, asking: bool) -> None:
         """Ask what another node did not know, in time or not at all."""
+        if not asks:
+            return
         if self._closed:
             for ask in asks:
                 ask.fail()
-            return
-        if not asks:
             return
         if self._link is None:
             self._pending[:0] = asks

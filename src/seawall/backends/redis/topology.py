@@ -20,7 +20,7 @@ from seawall.backends.redis.node import Node
 MOST_STRANGERS = 8
 """Nodes in no map that are believed in within `MAP_AGAIN`."""
 MAP_AGAIN = 1.0
-"""Seconds between two readings of a cluster's map, and between two looks for a master."""
+"""Seconds between two readings of a cluster's map."""
 
 
 async def dial(address: Address, context: SSLContext | None) -> Link:
