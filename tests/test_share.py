@@ -419,7 +419,7 @@ def test_the_same_limit_is_the_same_meter() -> None:
 def test_quotas_that_become_alike_stay_apart() -> None:
     """What a share of 5 becomes for 10 instances is no quota of 10."""
     bench = Bench(10)
-    five, ten = bench.meter(Quota(5, "day")), bench.meter(Quota(10, "day"))
+    five, ten = bench.meter(Quota(5, "day"), "five"), bench.meter(Quota(10, "day"), "ten")
     assert bench.admits(five)
     assert bench.left(ten) == 1
 

@@ -233,7 +233,7 @@ async def test_a_peek_costs_nothing_even_when_nothing_is_left(subject: Subject) 
 @pytest.mark.weak
 async def test_buckets_are_apart_by_key_name_and_store(subject: Subject) -> None:
     rate = Rate(1, HOUR)
-    meters = [subject.backend.meter(name, store, rate) for name in ("a", "b") for store in ("tenant", "address", "id")]
+    meters = [subject.backend.meter(name, store, rate) for name in ("a", "b") for store in ("tenant", "address", "state")]
     keys = ("acme", "Acme", b"acme", "", b"", "acme ", b"\x00", "\x00", "0")
     for meter in meters:
         for key in keys:
@@ -250,6 +250,21 @@ async def test_the_same_name_store_and_rate_are_the_same_bucket(subject: Subject
     quotas = [subject.backend.meter("quota", "address", Quota(1, "day")) for _ in range(2)]
     assert await subject.admits((quotas[0], b"ip", 1))
     assert not await subject.admits((quotas[1], b"ip", 1))
+
+
+async def test_a_bucket_whose_rate_changes_keeps_the_fraction_that_is_used(subject: Subject) -> None:
+    before = subject.backend.meter("rate", "tenant", Rate(10, HOUR))
+    assert await subject.admits((before, "acme", 5))
+    after = subject.backend.meter("rate", "tenant", Rate(100, MINUTE, 200))
+    assert await subject.left((after, "acme", 0)) in ([99], [100])  # whole units of two rates seldom meet
+    assert await subject.left((after, "globex", 0)) == [200]
+
+
+async def test_a_quota_whose_limit_changes_keeps_its_count(subject: Subject) -> None:
+    before = subject.backend.meter("quota", "tenant", Quota(10, "day"))
+    assert await subject.admits((before, "acme", 7))
+    for limit, left in ((100, 93), (5, 0), (8, 1)):
+        assert await subject.left((subject.backend.meter("quota", "tenant", Quota(limit, "day")), "acme", 0)) == [left]
 
 
 async def test_a_refund_gives_back_and_never_overfills(subject: Subject) -> None:

@@ -32,7 +32,7 @@ class Meter:
     All that have these three in common are one, with one set of buckets.
     """
 
-    __slots__ = ("name", "rate", "store")
+    __slots__ = ("__weakref__", "name", "rate", "store")
 
     def __init__(self, name: str, store: str, rate: Rate | Quota) -> None:
         self.name = name

@@ -9,13 +9,18 @@ drops those that are full again (which no later decision can notice, G11) and mo
 There is no sweep.
 Where nothing can be forgotten and the store is at its cap, new keys share a few overflow buckets: strangers may then be
 refused for each other's sake, but nobody's exhausted bucket is ever reset by somebody else's flood.
+
+A limit that changes gets another meter, which finds each caller's usage when it first comes: a bucket keeps the
+fraction that is used, a quota its count. The meter before lives for as long as it holds anything.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from threading import Lock
 from time import monotonic_ns, time_ns
 from typing import Any, cast, final
+from weakref import WeakSet, WeakValueDictionary
 
 from seawall.backends import LISTED, Charge, Key, Meter, Verdict
 from seawall.decision import NEVER, Clock
@@ -23,10 +28,26 @@ from seawall.rate import COUNT_MASK, Quota, Rate, spend, spend_quota
 
 SHARD_KEYS = 2_000
 OVERFLOW_BUCKETS = 64
+_TENANTS = frozenset({LISTED, "id"})
+"""Stores whose keys are tenants' ids: who is in one today may be in the other after a reload."""
+
+
+@final
+class _Family:
+    """The meters of one name, all buckets or all quotas: a caller has a state in at most one of them."""
+
+    __slots__ = ("listed", "meters")
+
+    def __init__(self) -> None:
+        self.listed: dict[Key, MemoryMeter] = {}
+        """By tenant, for tenants may all have rates of their own."""
+        self.meters: WeakSet[MemoryMeter] = WeakSet()
+        """Of all other callers: few, for all of a store have one rate but for those before a reload."""
 
 
 class _Store:
-    """What is counted and capped together: all meters over one kind of identity."""
+    """What is counted and capped together: all meters over one kind of identity. ``meters`` are those with keys, and
+    some that had."""
 
     __slots__ = ("cap", "evicted", "keys", "meters", "overflowed", "turn")
 
@@ -37,6 +58,19 @@ class _Store:
         self.overflowed = 0
         self.meters: list[MemoryMeter] = []
         self.turn = 0
+
+    def forget_next(self, now: int, wall: int) -> None:
+        """Look at the oldest key of some meter, each in its turn."""
+        self.turn += 1
+        at = self.turn % len(self.meters)
+        meter = self.meters[at]
+        if meter.held:
+            meter.forget_next(now, wall)
+        elif len(self.meters) > 1:
+            # Nothing keeps it here, so that it goes with the last policy that speaks of it.
+            self.meters[at] = self.meters[-1]
+            self.meters.pop()
+            meter.enrolled = False
 
     def forget_one(self, now: int, wall: int) -> bool:
         """Whether a key was forgotten: of the meters that hold any, each is asked in its turn."""
@@ -56,6 +90,8 @@ class MemoryMeter(Meter):
         "capacity",
         "ceiling",
         "counts",
+        "enrolled",
+        "family",
         "hand",
         "held",
         "interval",
@@ -66,9 +102,11 @@ class MemoryMeter(Meter):
         "size",
     )
 
-    def __init__(self, name: str, store: str, rate: Rate | Quota, counts: _Store, size: int) -> None:
+    def __init__(self, name: str, store: str, rate: Rate | Quota, counts: _Store, family: _Family, size: int) -> None:
         super().__init__(name, store, rate)
         self.counts = counts
+        self.family = family
+        self.enrolled = False
         # An odd number, and by remainder: dicts index by the low bits of the same hash, and keys that agree in
         # those would all collide inside their shard.
         self.size = size
@@ -94,12 +132,46 @@ class MemoryMeter(Meter):
             return False
         state = shard.pop(key)
         if state <= now * self.scale if self.quota is None else state < self.quota.enter(wall):
-            self.held -= 1
-            self.counts.keys -= 1
+            self._drop(key)
             self.counts.evicted += 1
             return True
         shard[key] = self.attempt(state, now, wall, 0)[0]
         return False
+
+    def _drop(self, key: Key) -> None:
+        self.held -= 1
+        self.counts.keys -= 1
+        if self.store == LISTED:
+            self.family.listed.pop(key, None)
+
+    def inherited(self, key: Key, now: int, wall: int) -> int | None:
+        """The state of ``key`` by this limit, out of the meter of the limit that it was before; taken from there."""
+        family = self.family
+        if self.store in _TENANTS:
+            before = family.listed.get(key)
+            if before is not None:
+                return self._take(before, key, now, wall)
+        if len(family.meters) > (self.store != LISTED):
+            for other in family.meters:
+                if (
+                    other is not self
+                    and other.held
+                    and (other.store == self.store or {other.store, self.store} <= _TENANTS)
+                ):
+                    state = self._take(other, key, now, wall)
+                    if state is not None:
+                        return state
+        return None
+
+    def _take(self, other: MemoryMeter, key: Key, now: int, wall: int) -> int | None:
+        state = other.shards[hash(key) % other.size].pop(key, None)
+        if state is None:
+            return None
+        other._drop(key)
+        if self.quota is None:
+            used = min(max(0, state - now * other.scale), other.ceiling)
+            return now * self.scale - (-used * self.capacity // other.capacity)
+        return self.quota.enter(wall) + cast(Quota, other.quota).used(state, wall)
 
     def forget_next(self, now: int, wall: int) -> bool:
         """`reap` in the next shard that holds anything, as far as one is near."""
@@ -134,7 +206,10 @@ class MemoryBackend:
         self._clock = clock
         self._wall = wall_clock
         self._stores: dict[str, _Store] = {}
-        self._meters: dict[tuple[str, str, Rate | Quota], MemoryMeter] = {}
+        self._meters: WeakValueDictionary[tuple[str, str, Rate | Quota], MemoryMeter] = WeakValueDictionary()
+        self._families: dict[tuple[str, type[Rate | Quota]], _Family] = {}
+        self._making = Lock()
+        """A policy that is loaded anew is compiled in another thread."""
 
     def __repr__(self) -> str:
         keys = sum(store.keys for store in self._stores.values())
@@ -142,20 +217,31 @@ class MemoryBackend:
 
     def meter(self, name: str, store: str, rate: Rate | Quota) -> MemoryMeter:
         """The meter for a limit; the same one for the same name, store and rate."""
-        known = self._meters.get((name, store, rate))
-        if known is None:
-            capped = store != LISTED
-            counted = f"{store}-quota" if capped and isinstance(rate, Quota) else store
-            counts = self._stores.get(counted)
-            if counts is None:
-                counts = self._stores[counted] = _Store(self._max_keys if capped else -1)
-            if isinstance(rate, Quota):
-                # One of its own: it remembers the window it is in, by this backend's clock.
-                rate = Quota(rate.limit, rate.span, rate.zone)
-            size = max(257, self._max_keys // SHARD_KEYS | 1) if capped else 1
-            known = self._meters[name, store, rate] = MemoryMeter(name, store, rate, counts, size)
-            counts.meters.append(known)
-        return known
+        with self._making:
+            return self._meters.get((name, store, rate)) or self._make(name, store, rate)
+
+    def _make(self, name: str, store: str, rate: Rate | Quota) -> MemoryMeter:
+        capped = store != LISTED
+        counted = f"{store}-quota" if capped and isinstance(rate, Quota) else store
+        counts = self._stores.get(counted)
+        if counts is None:
+            counts = self._stores[counted] = _Store(self._max_keys if capped else -1)
+        if isinstance(rate, Quota):
+            # One of its own: it remembers the window it is in, by this backend's clock.
+            rate = Quota(rate.limit, rate.span, rate.zone)
+        size = max(257, self._max_keys // SHARD_KEYS | 1) if capped else 1
+        family = self._families.setdefault((name, type(rate)), _Family())
+        made = self._meters[name, store, rate] = MemoryMeter(name, store, rate, counts, family, size)
+        if capped:
+            family.meters.add(made)
+        return made
+
+    def resize(self, max_keys: int) -> None:
+        """Track ``max_keys`` from now on. Where there are more, new ones share buckets until enough are forgotten."""
+        self._max_keys = max_keys
+        for store in self._stores.values():
+            if store.cap >= 0:
+                store.cap = max_keys
 
     def spend(self, charges: Sequence[Charge]) -> Verdict:
         """Take all of ``charges`` or none.
@@ -297,30 +383,36 @@ class MemoryBackend:
         counts = meter.counts
         full = now * meter.scale
         shared = b"overflow:%d" % (hash(key) % OVERFLOW_BUCKETS)
-        if counts.cap >= 0:
-            # Two for one, so that a store shrinks while new keys come: of this shard, and of the next limit's next one.
-            meter.reap(shard, now, wall)
-            counts.turn += 1
-            other = counts.meters[counts.turn % len(counts.meters)]
-            if other.held:
-                other.forget_next(now, wall)
-            if counts.keys >= counts.cap and not counts.forget_one(now, wall):
-                counts.overflowed += 1
-                meter.overflow.setdefault(shared, full)
-                return meter.overflow, shared
+        if not meter.enrolled:
+            meter.enrolled = True
+            counts.meters.append(meter)
+        # Two for one, so that a store shrinks while new keys come: of this shard, and of the next limit's next one.
+        meter.reap(shard, now, wall)
+        counts.forget_next(now, wall)
+        before = meter.inherited(key, now, wall)
+        if 0 <= counts.cap <= counts.keys and not counts.forget_one(now, wall):
+            counts.overflowed += 1
+            meter.overflow.setdefault(shared, full)
+            return meter.overflow, shared
         counts.keys += 1
         meter.held += 1
-        # What it may have spent in overflow goes along, or whoever comes and goes at the cap has two bursts. Not of a
-        # quota: that does not refill, and would be refused to strangers for the rest of its window.
-        shard[key] = meter.overflow.get(shared, full) if meter.scale else full
+        if meter.store == LISTED:
+            meter.family.listed[key] = meter
+        if before is None:
+            # What it may have spent in overflow goes along, or whoever comes and goes at the cap has two bursts. Not of
+            # a quota: that does not refill, and would be refused to strangers for the rest of its window.
+            before = meter.overflow.get(shared, full) if meter.scale else full
+        shard[key] = before
         return shard, key
 
     def clear(self) -> None:
         """Forget every key (tests)."""
-        for meter in self._meters.values():
+        for meter in list(self._meters.values()):
             meter.held = 0
             for shard in (*meter.shards, meter.overflow):
                 shard.clear()
+        for family in self._families.values():
+            family.listed.clear()
         for store in self._stores.values():
             store.keys = 0
 

@@ -33,12 +33,13 @@ class Report:
     """What came of checking a configuration.
 
     ``policy`` is there exactly if there are no errors. ``files`` are the paths that were read or should have been, the
-    main one first: what a reload has to watch, besides the directories that an ``include`` names.
+    main one first, and ``includes`` the patterns by which others are found: what a reload has to watch.
     """
 
     policy: Policy | None
     diagnostics: tuple[Diagnostic, ...]
     files: tuple[Path, ...] = ()
+    includes: tuple[str, ...] = ()
 
     @property
     def errors(self) -> tuple[Diagnostic, ...]:
@@ -146,7 +147,27 @@ def _finish(main: Document, content: bytes, base: Path, files: list[Path]) -> Re
     diagnostics = tuple(found for document in documents for found in redaction.seal(document))
     if policy is not None:
         policy = replace(policy, warnings=tuple(str(found) for found in diagnostics))
-    return Report(policy, diagnostics, tuple(files))
+    return Report(policy, diagnostics, tuple(files), tuple(pattern for _, pattern in _patterns(main)))
+
+
+def fingerprint(path: str | os.PathLike[str], includes: Sequence[str]) -> str:
+    """What changes exactly if one of the files does whose content makes a policy, or if there is another one.
+
+    By content: a swap of symbolic links (a ConfigMap of Kubernetes) may keep times and sizes, and a copy may change
+    them.
+    """
+    main = Path(os.fsdecode(path))
+    found = {main.parent / match for pattern in includes for match in glob(pattern, root_dir=main.parent)}
+    digest = sha256()
+    for file in (main, *sorted(found - {main})[:MAX_FILES]):
+        try:
+            content = b"+" + file.read_bytes()
+        except IsADirectoryError:
+            continue
+        except OSError as error:
+            content = b"-%d" % (error.errno or 0)
+        digest.update(b"%d:%b%d:%b" % (len(name := os.fsencode(file)), name, len(content), content))
+    return digest.hexdigest()
 
 
 def _validate_included(document: Document) -> schema.Included | None:
@@ -163,13 +184,8 @@ def _validate_included(document: Document) -> schema.Included | None:
 
 def _included(main: Document, base: Path, own: Path | None) -> Sequence[Path]:
     """The files that ``main`` includes, sorted. A pattern that matches nothing is no mistake."""
-    written = main.root.get("include")
-    patterns = list(enumerate(written)) if isinstance(written, list) else [(None, written)]
     found: dict[Path, Path] = {}
-    for index, pattern in patterns:
-        place = ("include",) if index is None else ("include", index)
-        if not isinstance(pattern, str) or not _allowed(pattern):
-            continue
+    for place, pattern in _patterns(main):
         for match in glob(pattern, root_dir=base):
             path = base / match
             if own is not None and _same(path, own):
@@ -182,11 +198,22 @@ def _included(main: Document, base: Path, own: Path | None) -> Sequence[Path]:
     return sorted(found.values())
 
 
+def _patterns(main: Document) -> list[tuple[tuple[str | int, ...], str]]:
+    """The patterns that ``main`` includes by, and their places. What is wrong with others the schema says."""
+    written = main.root.get("include") if isinstance(main.root, dict) else None
+    listed = isinstance(written, list)
+    return [
+        (("include", index) if listed else ("include",), pattern)
+        for index, pattern in enumerate(written if isinstance(written, list) else [written])
+        if isinstance(pattern, str) and _allowed(pattern)
+    ]
+
+
 def _allowed(pattern: str) -> bool:
     try:
         values.check_include(pattern)
     except ValueError:
-        return False  # the schema says so
+        return False
     return bool(pattern)
 
 
