@@ -62,6 +62,11 @@ class Session:
         """Whether all nodes are asked: none of them is known to be away."""
         return all(node.breaker.closed for node in self._routes.nodes.values())
 
+    @property
+    def _deadline(self) -> float:
+        """Of what is asked now, by the loop's clock."""
+        return self.loop.time() + self._backend.timeout
+
     def _make(self, name: str, dial: Any, **more: Any) -> Node:
         backend = self._backend
         return Node(
@@ -128,8 +133,8 @@ class Session:
     def _beat(self) -> None:
         """Be counted, and count."""
         self._beating = self.loop.call_later(BEAT, self._beat)
-        beat = Beat(self._backend, self.loop.time() + self._backend.timeout)
-        node = self._one or self._routes.node(beat.slot)
+        beat = Beat(self._backend, self._deadline)
+        node = self._routes.node(beat.slot)
         if node.breaker.closed:
             node.submit(beat)
 
@@ -148,7 +153,7 @@ class Session:
 
     def _probe(self, node: Node) -> Ask:
         key = self._backend.names.canary(lambda slot: self._routes.has(node, slot))
-        return Probe(self._backend, node, self._canary, key, self.loop.time() + self._backend.timeout)
+        return Probe(self._backend, node, self._canary, key, self._deadline)
 
     def open(self) -> None:
         """Begin to connect."""
@@ -184,9 +189,8 @@ class Session:
         permit: SlotPermit | None,
         home: int | None,
     ) -> Answer:
-        backend, future = self._backend, self.loop.create_future()
+        backend, future, deadline = self._backend, self.loop.create_future(), self._deadline
         joint = Joint(backend, charges, slots, future, failure, permit)
-        deadline = self.loop.time() + backend.timeout
         for nth, (slot, places) in enumerate(slots.items()):
             part = Part(joint, nth, backend, [charges[at] for at in places], slot, deadline)
             if permit is not None and slot == home:
@@ -212,7 +216,7 @@ class Session:
         own = [charge for _, charge in charges]
         slots = {0: list(range(len(own)))} if self._one is not None else self._by_slot(own)
         for slot, places in slots.items():
-            node = self._one or self._routes.node(slot)
+            node = self._routes.node(slot)
             if not node.breaker.closed:
                 continue
             note = Note(
@@ -220,7 +224,7 @@ class Session:
                 op,
                 [own[at] for at in places],
                 slot,
-                self.loop.time() + backend.timeout,
+                self._deadline,
                 since // 1_000,
                 [charges[at][0] for at in places],
                 taken,
@@ -230,7 +234,7 @@ class Session:
 
     def ask(self, question: Question) -> None:
         """Ask again."""
-        (self._one or self._routes.node(question.slot)).submit(cast(Ask, question))
+        self._routes.node(question.slot).submit(cast(Ask, question))
 
     def _by_slot(self, charges: Shared) -> dict[int, list[int]]:
         slots: dict[int, list[int]] = {}
@@ -249,10 +253,9 @@ class Session:
     def give_back(self, holding: Holding, *, exact: bool = False) -> None:
         """Have slots returned with what is sent next, or with ``exact`` say how many there are."""
         slot = 0 if self._one is not None else self._slot(holding.key)
-        node = self._one or self._routes.node(slot)
+        node = self._routes.node(slot)
         if node.breaker.closed:
-            deadline = self.loop.time() + self._backend.timeout
-            node.submit(Return(self._backend, holding, slot, deadline, exact=exact))
+            node.submit(Return(self._backend, holding, slot, self._deadline, exact=exact))
         else:
             holding.returned = 0  # it will have expired, or be told exactly
 
@@ -272,8 +275,8 @@ class Session:
         for holding in backend.slots.holdings.values():
             holding.spare = 0
             self.give_back(holding, exact=True)
-        gone = Beat(backend, self.loop.time() + backend.timeout, held=0)
-        node = self._one or self._routes.node(gone.slot)
+        gone = Beat(backend, self._deadline, held=0)
+        node = self._routes.node(gone.slot)
         if node.connected:
             node.submit(gone)
         self._routes.close()
