@@ -32,6 +32,11 @@ def _head(op: int, since: int, places: list[int]) -> bytes:
     return _HEADS[count].pack(op, count, since, *places)
 
 
+def _alone(term: bytes, terms: dict[bytes, int]) -> bytes:
+    """A decision about one thing that is no limit."""
+    return _head(SPEND, 0, [terms.setdefault(term, len(terms))])
+
+
 class Question:
     """Some charges, and the instants that bound it. What is common to all that is asked."""
 
@@ -144,8 +149,7 @@ class Spend(Question):
     def with_slot(self, permit: SlotPermit) -> None:
         """Ask for a slot as well."""
         self.permit = permit
-        permit.waiting = True
-        permit.holding.asked += 1
+        permit.asked()
 
     def names(self) -> list[bytes]:
         names = super().names()
@@ -239,34 +243,24 @@ class Spend(Question):
             self._settle_leases(reply, first, None if full else verdict)
         if waits is not None:
             self.backend.remember(charges, verdict, self.asked)
-        self.done(FULL if full else verdict)
+        if self.permit is not None:
+            self.permit.answered()
+            if status == DONE:
+                self.backend.grant(self.permit)
+        self.tell(FULL if full else verdict)
         return at
 
     def fail(self) -> None:
-        if self.costs is not None:
-            self._settle_leases([], 0, None)
-        self.done(None)
+        """This process decides."""
+        self.abandon()
+        backend, permit, charges, failure = self.backend, self.permit, self.charges, self.failure
+        self.tell(backend.away_with(permit, charges, failure) if permit else backend.away(charges, failure))
 
     def abandon(self) -> None:
         if self.costs is not None:
             self._settle_leases([], 0, None)
         if self.permit is not None:
-            self.permit.waiting = False
-            self.permit.holding.asked -= 1
-
-    def done(self, answer: Verdict | Full | None) -> None:
-        """The server has answered; without an answer from it this process decides."""
-        backend, permit = self.backend, self.permit
-        if permit is None:
-            self.tell(backend.away(self.charges, self.failure) if answer is None else answer)
-            return
-        permit.waiting = False
-        permit.holding.asked -= 1
-        if answer is None:
-            answer = backend.away_with(permit, self.charges, self.failure)
-        elif isinstance(answer, Verdict) and answer.waits is None:
-            backend.grant(permit)
-        self.tell(answer)
+            self.permit.answered()
 
     def tell(self, answer: Verdict | Full | None) -> None:
         """Let the caller know, if it is still there."""
@@ -378,8 +372,7 @@ class Beat(Question):
         return [self.backend.names.prefix + b":{instances}:instances"]
 
     def pack(self, terms: dict[bytes, int]) -> bytes:
-        term = record(self.backend.holder, self.held, 0, None, exact=True)
-        return _head(SPEND, 0, [terms.setdefault(term, len(terms))])
+        return _alone(record(self.backend.holder, self.held, 0, None, exact=True), terms)
 
     def settle(self, reply: list[int], at: int, now: int) -> int:
         if reply[at] != DONE or not 0 <= reply[at + 3] < MOST_INSTANCES:
@@ -409,8 +402,7 @@ class Return(Question):
         holding = self.holding
         self.number += holding.returned
         holding.returned = 0
-        term = record(self.backend.holder, holding.held, -self.number, None, exact=self.exact)
-        return _head(SPEND, 0, [terms.setdefault(term, len(terms))])
+        return _alone(record(self.backend.holder, holding.held, -self.number, None, exact=self.exact), terms)
 
     def settle(self, reply: list[int], at: int, now: int) -> int:
         if reply[at] != DONE or reply[at + 1] < 0:
@@ -474,21 +466,19 @@ class Joint:
         refused = any(answer.waits is not None for answer in answers)
         unknown = len(answers) < len(self._answers)  # or without a slot
         if refused or unknown:
-            for answer in answers:
-                if answer.waits is None:
-                    self._backend.refund(answer.charges, answer.wall)
+            for one in answers:
+                if one.waits is None:
+                    self._backend.refund(one.charges, one.wall)
         if not refused and unknown:
             return None
-        size = len(self._charges)
         charges: list[Charge] = list(cast("Sequence[Charge]", self._charges))
         wall = max(answer.wall for answer in answers)
         states = [meter.empty(wall) for meter, _, _ in self._charges]
         lefts = [meter.rate.remaining(state, wall) for (meter, _, _), state in zip(self._charges, states, strict=True)]
-        waits = [0] * size
-        for places, known in zip(self._places, self._answers, strict=True):
-            if known is None:
+        waits = [0] * len(charges)
+        for places, answer in zip(self._places, self._answers, strict=True):
+            if answer is None:
                 continue
-            answer = known
             for nth, at in enumerate(places):
                 rate = self._charges[at][0].rate
                 # On one clock: a node's, or this process's where it decided.

@@ -84,6 +84,16 @@ class SlotPermit(Permit):
         self.waiting = False
         self.given_up = False
 
+    def asked(self) -> None:
+        """It is asked for, until it is `answered`."""
+        self.waiting = True
+        self.holding.asked += 1
+
+    def answered(self) -> None:
+        """There is an answer, or there will be none."""
+        self.waiting = False
+        self.holding.asked -= 1
+
 
 @final
 class Slots:
