@@ -14,7 +14,7 @@
 -- each holder of a lease what it has not spent yet, and until when. Slots are for each holder how many it has, and
 -- until when.
 
-local SPEND, DEBIT, REFUND = 0, 1, 2
+local DEBIT, REFUND = 1, 2 -- and 0, which is to spend
 local BUCKET, QUOTA, SLOTS = 0, 1, 2
 local REFUSED, DONE, ELSEWHEN = 0, 1, 2
 local SETBACK = 3600000000 -- how far a clock may step back over the start of a window and still be in it
@@ -28,6 +28,16 @@ local out = {tonumber(ARGV[1]), tonumber(time[1]), tonumber(time[2])}
 local data, at, nth = ARGV[2], 1, 0
 local states, dirty = {}, {} -- by key: what is known now, and the kinds of those that have to be written
 
+-- The holders that `raw` tells of from `p` on and that have not expired, and how much those had that have.
+local function holders(raw, p)
+  local list, gone = {}, 0
+  for i = p, #raw, 24 do
+    local who, count, till = read('<ddd', raw, i)
+    if till > now then list[#list + 1] = {who, count, till} else gone = gone + count end
+  end
+  return list, gone
+end
+
 local function known(kind, key)
   local state = states[key]
   if state then return state end
@@ -37,21 +47,13 @@ local function known(kind, key)
   elseif kind == QUOTA then
     state = {stop = 0, used = 0, leases = {}}
     if raw and #raw >= 16 and #raw % 24 == 16 then
+      local gone
+      state.leases, gone = holders(raw, 17)
       state.stop, state.used = read('<dd', raw)
-      for p = 17, #raw, 24 do
-        local who, rest, till = read('<ddd', raw, p)
-        if till > now then state.leases[#state.leases + 1] = {who, rest, till}
-        else state.used = max(0, state.used - rest) end -- its holder is gone
-      end
+      state.used = max(0, state.used - gone)
     end
   else
-    state = {}
-    if raw and #raw % 24 == 0 then
-      for p = 1, #raw, 24 do
-        local who, count, till = read('<ddd', raw, p)
-        if till > now then state[#state + 1] = {who, count, till} end
-      end
-    end
+    state = raw and #raw % 24 == 0 and holders(raw, 1) or {}
   end
   states[key] = state
   return state
