@@ -13,7 +13,7 @@ import pytest
 from starlette.responses import PlainTextResponse
 
 from seawall import Seawall
-from seawall.backends import share
+from seawall.backends import DENIED_FOR, share
 from seawall.backends.redis import address, backend, leases, node, session, slots
 from seawall.config import check
 from seawall.metrics import SPECS
@@ -247,7 +247,7 @@ def test_a_formula_is_that_of_the_docstring(module: Any) -> None:
     [
         (r"one call, of up to (\d+) decisions", node.MOST_ASKS),
         (r"as long as no more than ([\d,]+) are refused by one limit", backend.MOST_DENIED),
-        (r"until it would be admitted and for (a) second at most", backend.DENIED_FOR / SECOND),
+        (r"until it would be admitted and for (a) second at most", DENIED_FOR / SECOND),
         (r"is given back after (a) second and at the end of a process", leases.IDLE / SECOND),
         (r"takes it back after (\d+) s, spent or not", leases.HELD / SECOND),
         (r"says every (\d+) s that it lives", session.BEAT),

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from limits.aio.storage import Storage
 
-from seawall.backends import Charge, Failure, SharedBackend, Verdict
+from seawall.backends import DENIED_FOR, Charge, Failure, SharedBackend, Verdict
 from seawall.backends.share import LocalMeter
 from seawall.decision import NEVER
 from seawall.rate import SECOND, Quota, Rate
@@ -421,7 +421,7 @@ async def test_a_refusal_is_not_remembered_beyond_its_wait() -> None:
     await bench.admits(meter, 10)
     verdict = await bench.spend((meter, b"a", 1))
     assert verdict.waits is not None
-    assert verdict.waits[0] < module.DENIED_FOR
+    assert verdict.waits[0] < DENIED_FOR
     bench.clock.advance_ns(verdict.waits[0])
     assert await bench.admits(meter)
 

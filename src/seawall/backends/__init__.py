@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Sequence
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
-from seawall.rate import Quota, Rate
+from seawall.rate import SECOND, Quota, Rate
 
 Key: TypeAlias = str | bytes
 """Whose bucket it is: a tenant's id as text, an address or a combination as bytes."""
@@ -21,6 +21,10 @@ then everything is let in or nothing is."""
 CALL_RESULTS = ("ok", "timeout", "connection", "error", "mismatch")
 """How a call to a shared store may end: answered in time, not in time, not connected (any more), answered with an
 error, answered with what is no answer to it."""
+
+DENIED_FOR = SECOND
+"""Nanoseconds for which a shared backend believes a refusal without asking, at most: what is given back or forgotten
+elsewhere is to be seen."""
 
 LISTED = "tenant"
 """The store of the tenants that the configuration lists: bounded by it, hence neither capped nor evicted."""

@@ -38,9 +38,10 @@ from limits.aio.storage import Storage
 from limits.errors import ConfigurationError
 from limits.storage import storage_from_string
 
-from seawall.backends import Charge, Failure, Key, Meter, Observer, Verdict
+from seawall.backends import DENIED_FOR, Charge, Failure, Key, Meter, Observer, Verdict
 from seawall.backends.breaker import Breaker
-from seawall.backends.share import LocalMeter, LocalShare
+from seawall.backends.secret import hash_key
+from seawall.backends.share import LocalMeter, LocalShare, locally
 from seawall.decision import NEVER, Clock
 from seawall.rate import COUNT_MASK, SECOND, Quota, Rate
 
@@ -48,8 +49,6 @@ T = TypeVar("T")
 
 _logger = logging.getLogger("seawall")
 
-DENIED_FOR = SECOND
-"""Nanoseconds for which a refusal is remembered, at most: what is given back elsewhere is to be seen."""
 MOST_DENIED = 8_192
 MOST_PENDING = 1_000
 """Debits and refunds under way. More are dropped: the storage does not keep up."""
@@ -200,8 +199,7 @@ class LimitsBackend:
         self._url, self._family = _storage_of(url)
         self._timeout = timeout_ns / SECOND
         self._prefix = key_prefix
-        source = f"seawall prefix {key_prefix}" if secret is None else f"seawall secret {secret}"
-        self._secret = blake2b(source.encode(), digest_size=32).digest()
+        self._secret = hash_key(key_prefix, secret)
         self._clock = clock
         self._wall = wall_clock
         self._share = LocalShare(max_keys=max_keys, clock=clock, wall_clock=wall_clock)
@@ -263,15 +261,12 @@ class LimitsBackend:
         return verdict
 
     def _fall_back(self, charges: Sequence[Charge], failure: Failure | None) -> Verdict | None:
-        action = failure or self.on_failure
-        if self.observer is not None:
-            self.observer.fell_back(action)
-        return self._share.spend(_local(charges)) if action == "local" else None
+        return self._share.stand_in(_own(charges), failure or self.on_failure, self.observer)
 
     async def _decide(self, storage: Storage, charges: Sequence[Charge]) -> Verdict:
         """Read all, and if all fit count all; give them back if somebody was quicker."""
         now, wall = self._clock(), self._wall()
-        own = cast("Sequence[tuple[LimitsMeter, Key, int]]", charges)
+        own = _own(charges)
         windows = [meter.window(key, wall) for meter, key, _ in own]
         names = [name for window in windows for name in (window.current, window.previous) if name is not None]
         read = await _read(storage, names)
@@ -329,12 +324,12 @@ class LimitsBackend:
             return self._share.debit(charges)
         taken = [0] * len(charges)
         if not self._breaker.closed:
-            self._share.debit(_local(charges))
+            self._share.debit(locally(_own(charges)))
             return taken
         wall = self._wall()
 
         async def take(storage: Storage) -> None:
-            for at, (meter, key, cost) in enumerate(cast("Sequence[tuple[LimitsMeter, Key, int]]", charges)):
+            for at, (meter, key, cost) in enumerate(_own(charges)):
                 amount = min(cost, meter.limit) if meter.span else cost
                 await self._add(storage, meter, meter.window(key, wall), amount)
                 taken[at] = amount
@@ -353,7 +348,7 @@ class LimitsBackend:
         wall = self._wall()
 
         async def give(storage: Storage) -> None:
-            for meter, key, cost in cast("Sequence[tuple[LimitsMeter, Key, int]]", charges):
+            for meter, key, cost in _own(charges):
                 window = meter.window(key, spent_at)
                 if cost and wall < window.end + meter.span:
                     await self._take_back(storage, meter, window, cost)
@@ -528,8 +523,8 @@ def _storage_of(url: str) -> tuple[str, str]:
     return f"{wanted}{url[len(scheme) :]}", family
 
 
-def _local(charges: Sequence[Charge]) -> list[Charge]:
-    return [(meter.local, key, cost) for meter, key, cost in cast("Sequence[tuple[LimitsMeter, Key, int]]", charges)]
+def _own(charges: Sequence[Charge]) -> Sequence[tuple[LimitsMeter, Key, int]]:
+    return cast("Sequence[tuple[LimitsMeter, Key, int]]", charges)
 
 
 def _later(verdict: Verdict, now: int) -> Verdict:

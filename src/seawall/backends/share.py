@@ -18,9 +18,9 @@ change of N converts no state: what was used stays used.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast, final
+from typing import Protocol, cast, final
 
-from seawall.backends import Charge, Key, Meter, Verdict
+from seawall.backends import Charge, Failure, Key, Meter, Observer, Verdict
 from seawall.backends.memory import MemoryBackend, MemoryMeter
 from seawall.decision import Clock
 from seawall.rate import MAX_AMOUNT, Quota, Rate
@@ -37,6 +37,18 @@ class LocalMeter(Meter):
         self.inner: MemoryMeter | None = None
         self.most = 0
         """What can be charged at once without a debt, N times a whole number of units."""
+
+
+class Shared(Protocol):
+    """A limit in a shared store, and this process's share of it."""
+
+    @property
+    def local(self) -> LocalMeter: ...
+
+
+def locally(charges: Sequence[tuple[Shared, Key, int]]) -> list[Charge]:
+    """The same of this process's share."""
+    return [(meter.local, key, cost) for meter, key, cost in charges]
 
 
 @final
@@ -123,6 +135,14 @@ class LocalShare:
         if spent is not scaled:
             charges = [(meter, key, cost) for (meter, _, cost), (_, key, _) in zip(own, spent, strict=True)]
         return Verdict(charges, states, lefts, verdict.waits, now, wall)
+
+    def stand_in(
+        self, charges: Sequence[tuple[Shared, Key, int]], action: Failure, observer: Observer | None
+    ) -> Verdict | None:
+        """Decide about ``charges`` of a store that is away, as ``action`` says, and tell ``observer``."""
+        if observer is not None:
+            observer.fell_back(action)
+        return self.spend(locally(charges)) if action == "local" else None
 
     def debit(self, charges: Sequence[Charge]) -> list[int]:
         """Take ``charges`` without asking, down to at most one burst of the whole limit in debt; say what was taken."""

@@ -253,8 +253,7 @@ class Spend(Question):
     def fail(self) -> None:
         """This process decides."""
         self.abandon()
-        backend, permit, charges, failure = self.backend, self.permit, self.charges, self.failure
-        self.tell(backend.away_with(permit, charges, failure) if permit else backend.away(charges, failure))
+        self.tell(self.backend.away(self.charges, self.failure, self.permit))
 
     def abandon(self) -> None:
         if self.costs is not None:

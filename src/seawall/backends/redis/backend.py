@@ -16,7 +16,7 @@ from secrets import randbits
 from time import monotonic_ns, time_ns
 from typing import Any, cast, final
 
-from seawall.backends import FULL, Charge, Failure, Full, Key, Observer, Permit, Verdict
+from seawall.backends import DENIED_FOR, FULL, Charge, Failure, Full, Key, Observer, Permit, Verdict
 from seawall.backends.redis.address import Address, parse
 from seawall.backends.redis.asks import DEBIT, REFUND
 from seawall.backends.redis.keys import Names
@@ -29,8 +29,6 @@ from seawall.backends.share import LocalMeter, LocalShare
 from seawall.decision import Clock
 from seawall.rate import SECOND, Quota, Rate
 
-DENIED_FOR = SECOND
-"""The longest that a refusal is believed without asking, so that a reset or refund elsewhere is seen."""
 MOST_DENIED = 4_096
 """Refusals that are remembered of one limit."""
 
@@ -367,26 +365,22 @@ class RedisBackend:
                 until = asked + (min(wait, DENIED_FOR) if wait > 0 else DENIED_FOR)
                 denied[key] = (cost, until, state)
 
-    def away(self, charges: Sequence[tuple[SharedMeter, Key, int]], failure: Failure | None) -> Verdict | None:
-        """Decide without the server, as ``failure`` says."""
-        action: Failure = failure or self.on_failure
-        if self.observer is not None:
-            self.observer.fell_back(action)
-        if action != "local":
-            return None
-        return self.share.spend([(meter.local, key, cost) for meter, key, cost in charges])
-
-    def away_with(
-        self, permit: SlotPermit, charges: Sequence[tuple[SharedMeter, Key, int]], failure: Failure | None
+    def away(
+        self,
+        charges: Sequence[tuple[SharedMeter, Key, int]],
+        failure: Failure | None,
+        permit: SlotPermit | None,
     ) -> Verdict | Full | None:
-        """The same with a slot, of which this process has its share."""
-        holding, action = permit.holding, failure or self.on_failure
-        if action == "local" and holding.running >= max(1, holding.limit // self.share.instances):
-            if self.observer is not None:
-                self.observer.fell_back(action)
-            return FULL
-        verdict = self.away(charges, failure)
-        if action == "allow" or (verdict is not None and verdict.waits is None):
+        """Decide without the server, as ``failure`` says. Of slots, too, this process has its share."""
+        action: Failure = failure or self.on_failure
+        if permit is not None and action == "local":
+            holding = permit.holding
+            if holding.running >= max(1, holding.limit // self.share.instances):
+                if self.observer is not None:
+                    self.observer.fell_back(action)
+                return FULL
+        verdict = self.share.stand_in(charges, action, self.observer)
+        if permit is not None and (action == "allow" or (verdict is not None and verdict.admitted)):
             self.grant(permit)
         return verdict
 

@@ -14,6 +14,7 @@ from hashlib import blake2b
 from typing import final
 
 from seawall.backends import Key
+from seawall.backends.secret import hash_key
 
 SLOTS = 16_384
 MOST_TAGS = 16_384
@@ -52,8 +53,7 @@ class Names:
 
     def __init__(self, prefix: str, secret: str | None) -> None:
         self.prefix = prefix.encode()
-        source = b"seawall prefix " + self.prefix if secret is None else b"seawall secret " + secret.encode()
-        self._key = blake2b(source, digest_size=32).digest()
+        self._key = hash_key(prefix, secret)
         self._tags: dict[str, Tags] = {}
 
     def hashed(self, *parts: str) -> blake2b:

@@ -173,7 +173,7 @@ class Session:
             slot = next(iter(slots))
             node = self._routes.node(slot)
         if not node.breaker.closed:
-            return backend.away_with(permit, charges, failure) if permit else backend.away(charges, failure)
+            return backend.away(charges, failure, permit)
         future = loop.create_future()
         ask = Spend(backend, charges, slot, loop.time() + backend.timeout, future, failure)
         if permit is not None:
