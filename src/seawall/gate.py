@@ -34,6 +34,7 @@ from seawall.metrics import (
     SHADOW_REJECTIONS,
     Cells,
     TenantLabels,
+    Values,
 )
 from seawall.policy import Policy
 from seawall.rate import SECOND, Quota
@@ -72,7 +73,7 @@ class Checks:
             for at, (entry, block) in enumerate(zip(entries, blocks, strict=True))
         )
 
-    def count(self, verdict: Verdict, values: list[int]) -> Closest | None:
+    def count(self, verdict: Verdict, values: Values) -> Closest | None:
         """Count what each policy decided; of an admission, find the entry closest to exhaustion in the same pass."""
         if verdict.waits is not None:
             for (allow, deny), wait in zip(self._deny, verdict.waits, strict=True):

@@ -3,15 +3,18 @@
 A child of prometheus-client costs 0.36 us an increment behind a lock, an element of a list 0.03: the request path adds
 to `Cells`, at indices that were found when the policy was loaded, and a collector turns them into samples when somebody
 asks. Labels come from the configuration alone, so the number of series is bounded by it.
+
+Where processes have `METRICS_DIR` in common, each of them tells what all have counted: counters and histograms are sums
+that never fall, whoever ends; gauges are of those that live and have served somebody, together as `Spec.together` says.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
-from itertools import chain
-from typing import Any, ClassVar, Literal, Protocol, TypeAlias, final, get_args
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from itertools import chain, count
+from statistics import fmean
+from typing import Any, ClassVar, Protocol, TypeAlias, final, get_args
 from urllib.parse import unquote_to_bytes
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -19,7 +22,12 @@ from prometheus_client import CollectorRegistry, make_asgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from seawall import ticker
 from seawall.backends import CALL_RESULTS, Backend, Failure, SharedBackend
+from seawall.cells import Cells as Cells
+from seawall.cells import Reading as Reading
+from seawall.cells import Spec as Spec
+from seawall.cells import Values as Values
 from seawall.rate import SECOND
 
 OUTCOMES = ("allowed", "limited", "shed", "expired", "denied", "exempt", "cancelled")
@@ -31,23 +39,6 @@ REQUEST_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 
 QUEUE_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 CALL_BOUNDS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1)
 DECISION_BOUNDS = (5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 5e-3, 2.5e-2, 0.1)
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Spec:
-    """One metric as it is published. ``bounds`` are a histogram's, in seconds."""
-
-    name: str
-    kind: Literal["counter", "gauge", "histogram"]
-    help: str
-    labels: tuple[str, ...] = ()
-    bounds: tuple[float, ...] = ()
-
-    @property
-    def bounds_ns(self) -> tuple[int, ...]:
-        """The bounds as they are compared with a measured time."""
-        return tuple(int(bound * SECOND) for bound in self.bounds)
 
 
 REQUESTS = Spec(
@@ -78,11 +69,12 @@ CONCURRENCY_LIMIT = Spec("seawall_concurrency_limit", "gauge", "Requests that ma
 LIMIT_CHANGES = Spec(
     "seawall_concurrency_limit_changes_total", "counter", "Changes of a concurrency limit by their reason.", ("reason",)
 )
-LOOP_LAG = Spec("seawall_loop_lag_seconds", "gauge", "How late the event loop runs what is due.")
+LOOP_LAG = Spec("seawall_loop_lag_seconds", "gauge", "How late the event loop runs what is due.", together="max")
 UTILIZATION = Spec(
     "seawall_utilization_ratio",
     "gauge",
     "Demand by capacity, 1 where the service is full and more where it sheds: what an autoscaler should follow.",
+    together="mean",
 )
 QUEUE_WAIT = Spec(
     "seawall_queue_wait_seconds",
@@ -118,7 +110,11 @@ BACKEND_DURATION = Spec(
     CALL_BOUNDS,
 )
 BACKEND_UP = Spec(
-    "seawall_backend_up", "gauge", "Whether the shared store is asked; 0 while it is known to be away.", ("backend",)
+    "seawall_backend_up",
+    "gauge",
+    "Whether the shared store is asked; 0 while it is known to be away.",
+    ("backend",),
+    together="min",
 )
 FALLBACKS = Spec(
     "seawall_backend_fallback_decisions_total",
@@ -140,9 +136,10 @@ LAST_RELOAD = Spec(
     "seawall_config_last_reload_success_timestamp_seconds",
     "gauge",
     "When the policy in force was loaded, in seconds since 1970.",
+    together="min",
 )
-CONFIG_INFO = Spec("seawall_config_info", "gauge", "The policy in force.", ("hash", "mode"))
-BUILD_INFO = Spec("seawall_build_info", "gauge", "The running version.", ("version",))
+CONFIG_INFO = Spec("seawall_config_info", "gauge", "The policy in force.", ("hash", "mode"), together="max")
+BUILD_INFO = Spec("seawall_build_info", "gauge", "The running version.", ("version",), together="max")
 TENANT_REQUESTS = Spec(
     "seawall_tenant_requests_total",
     "counter",
@@ -181,48 +178,6 @@ SPECS = (
 
 
 @final
-class Cells:
-    """Counters as elements of one list. ``values[index] += 1`` is the whole of counting.
-
-    A series is its first index; a histogram has one cell for each bound, one for what is above, and one for the sum in
-    nanoseconds. Asking again for a series gives the same cells, so that counters survive a new policy.
-    """
-
-    def __init__(self) -> None:
-        self.values: list[int] = []
-        self._series: dict[tuple[Spec, tuple[str, ...]], int] = {}
-
-    def __len__(self) -> int:
-        return len(self._series)
-
-    def clear(self) -> None:
-        """Start all counts again (tests)."""
-        self.values[:] = [0] * len(self.values)
-
-    def index(self, spec: Spec, *labels: str) -> int:
-        """The (first) cell of a series."""
-        at = self._series.get((spec, labels))
-        if at is None:
-            if len(labels) != len(spec.labels):
-                raise ValueError(f"{spec.name} has the labels {spec.labels}, not {labels}")
-            at = self._series[spec, labels] = len(self.values)
-            self.values += [0] * (len(spec.bounds) + 2 if spec.bounds else 1)
-        return at
-
-    def block(self, spec: Spec, varying: str, choices: Sequence[str], **labels: str) -> tuple[int, ...]:
-        """The cells of the series that differ in the label ``varying``, one for each of ``choices``."""
-        return tuple(
-            self.index(spec, *(choice if label == varying else labels[label] for label in spec.labels))
-            for choice in choices
-        )
-
-    def series(self) -> Iterable[tuple[Spec, tuple[str, ...], int]]:
-        """Every series and its first cell."""
-        for (spec, labels), at in list(self._series.items()):  # at once: a scrape may come from another thread
-            yield spec, labels, at
-
-
-@final
 class BackendCalls:
     """The `Observer` that counts."""
 
@@ -249,17 +204,20 @@ class BackendCalls:
 
 @final
 class TenantLabels:
-    """Which tenants have a series of their own: at each scrape the busiest since the last, while labels are left.
+    """Which tenants have a series of their own: the busiest since the last `grant`, while labels are left.
 
-    Granted labels are never revoked, or counters would vanish. The candidates are bounded as well.
+    Granted labels are never revoked, or counters would vanish. What one process, or an earlier policy, has granted is
+    granted in all, and only one of them grants at a time: over all processes there are at most ``top`` labels and
+    "other", or as many as a larger ``top`` has granted before. The candidates are bounded as well.
     """
 
     def __init__(self, cells: Cells, top: int) -> None:
         self._cells = cells
-        self._top = top
+        self.top = top
         self._granted: dict[str, tuple[int, ...]] = {}
         self._other = cells.block(TENANT_REQUESTS, "outcome", OUTCOMES, tenant="other")
         self._seen: dict[str, int] = {}
+        self._adopt()
 
     def cell(self, tenant: str, outcome: int) -> int:
         """The cell in which a request of ``tenant`` is counted."""
@@ -269,23 +227,45 @@ class TenantLabels:
         seen = self._seen
         if tenant in seen:
             seen[tenant] += 1
-        elif len(self._granted) < self._top and len(seen) < 16 * self._top:
+        elif len(self._granted) < self.top and len(seen) < 16 * self.top:
             seen[tenant] = 1
         return self._other[outcome]
 
     def grant(self) -> None:
-        """Give the labels that are left to the busiest. Called before a scrape."""
-        left = self._top - len(self._granted)
-        for tenant in sorted(self._seen, key=lambda name: (-self._seen[name], name))[:left]:
-            self._granted[tenant] = self._cells.block(TENANT_REQUESTS, "outcome", OUTCOMES, tenant=tenant)
-        self._seen.clear()
+        """Give the labels that are left to the busiest. Any thread may, while requests are counted."""
+        if not self._seen:
+            return
+        seen, self._seen = self._seen, {}
+        with self._cells.alone() as alone:
+            self._adopt()
+            left = max(0, self.top - len(self._granted)) if alone else 0
+            busiest = sorted(seen.keys() - self._granted.keys(), key=lambda name: (-seen[name], name))
+            for tenant in busiest[:left]:
+                self._label(tenant)
 
+    def _adopt(self) -> None:
+        for tenant, _ in self._cells.known(TENANT_REQUESTS):
+            if tenant not in self._granted and tenant != "other":
+                self._label(tenant)
 
-Reading: TypeAlias = tuple[Spec, tuple[str, ...], float]
-"""A value that is not counted but read off when somebody scrapes."""
+    def _label(self, tenant: str) -> None:
+        self._granted[tenant] = self._cells.block(TENANT_REQUESTS, "outcome", OUTCOMES, tenant=tenant)
+
 
 ASGIApp: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
 _Family: TypeAlias = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
+
+
+_BY_NAME = {spec.name: spec for spec in SPECS}
+_TOGETHER: dict[str, Callable[[list[float]], float]] = {"sum": sum, "min": min, "max": max, "mean": fmean}
+
+
+def _together(readings: Iterable[Reading]) -> list[Reading]:
+    """One reading for each series, of all that there are."""
+    values: dict[tuple[Spec, tuple[str, ...]], list[float]] = {}
+    for spec, labels, value in readings:
+        values.setdefault((spec, labels), []).append(value)
+    return [(spec, labels, _TOGETHER[spec.together](several)) for (spec, labels), several in values.items()]
 
 
 @final
@@ -302,19 +282,33 @@ class CellCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         self._before()
+        readings = list(self._readings())
+        self._cells.publish(readings)
+        found = self._cells.together()
         families = {spec: _family(spec) for spec in SPECS}
-        values = self._cells.values
-        for spec, labels, at in self._cells.series():
+        for (name, labels), cells in found.counts.items():
+            spec = _BY_NAME.get(name)
+            if spec is None or (spec.cells, len(spec.labels)) != (len(cells), len(labels)):
+                continue  # another version's
             family = families[spec]
             if isinstance(family, HistogramMetricFamily):
                 total, buckets = 0, []
-                for offset, bound in enumerate((*map(str, spec.bounds), "+Inf")):
-                    total += values[at + offset]
+                for cell, bound in zip(cells, (*map(str, spec.bounds), "+Inf"), strict=False):
+                    total += cell
                     buckets.append((bound, float(total)))
-                family.add_metric(labels, buckets, values[at + len(buckets)] / SECOND)
+                family.add_metric(labels, buckets, cells[-1] / SECOND)
             else:
-                family.add_metric(labels, float(values[at]))
-        for spec, labels, value in self._readings():
+                family.add_metric(labels, float(cells[0]))
+        if self._cells.files is not None:
+            # Counters were counted as they were published.
+            readings = [reading for reading in readings if reading[0].kind == "gauge"]
+            readings += [
+                (spec, labels, value)
+                for (name, labels), values in found.readings.items()
+                if (spec := _BY_NAME.get(name)) is not None and len(spec.labels) == len(labels)
+                for value in values
+            ]
+        for spec, labels, value in _together(readings):
             families[spec].add_metric(labels, value)  # type: ignore[call-arg, arg-type]  # none of them is a histogram
         return [family for family in families.values() if family.samples]
 
@@ -338,15 +332,27 @@ class Source(Protocol):
     def before_scrape(self) -> None: ...
 
 
+BEAT = 1.0
+"""Seconds after which other processes see what is read off in this one."""
+ROUND = 10
+"""Beats after which what has ended is put into one file, and labels are granted."""
+
+
 @final
 class Publication:
-    """What is published through one registry: the cells that all its sources add to, and their readings."""
+    """What is published through one registry: the cells that all its sources add to, and their readings.
+
+    Where several processes count, what one publishes in its first registry is added to what others do in theirs.
+    """
 
     _all: ClassVar[WeakKeyDictionary[CollectorRegistry, Publication]] = WeakKeyDictionary()
+    _ordinals: ClassVar[Iterator[int]] = count()
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.cells = Cells()
+        self.cells = Cells.of_environment(next(self._ordinals), self._begin)
         self.sources: WeakSet[Source] = WeakSet()
+        self._chore: ticker.Chore | None = None
+        self._beats = 0
         registry.register(CellCollector(self.cells, self._readings, self._before))
 
     @classmethod
@@ -358,28 +364,34 @@ class Publication:
             known = cls._all[registry] = cls(registry)
         return known
 
+    def _begin(self) -> None:
+        if self._chore is None:
+            self._chore = ticker.every(BEAT, self.beat)
+
+    def beat(self) -> None:
+        """Once a second, in a thread, where several processes count."""
+        files = self.cells.files
+        if files is None:
+            return
+        self.cells.publish(self._readings())
+        self._beats += 1
+        if self._beats % ROUND == 0:
+            self._prepare()
+            files.fold()
+
     def _before(self) -> None:
+        if self.cells.files is None:
+            self._prepare()
+
+    def _prepare(self) -> None:
         for source in list(self.sources):
             source.before_scrape()
 
-    def _readings(self) -> Iterable[Reading]:
-        # Two apps in one process share a series where their labels agree: amounts add up, what is no amount does not.
-        total: dict[tuple[Spec, tuple[str, ...]], float] = {}
+    def _readings(self) -> list[Reading]:
         sources = list(self.sources)
-        for spec, labels, value in chain(
-            *(source.readings() for source in sources),
-            # A backend once, however many use it.
-            *({id(source.backend): _of_backend(source.backend) for source in sources}.values()),
-        ):
-            before = total.get((spec, labels))
-            if before is None or spec in _NO_AMOUNTS:
-                total[spec, labels] = value
-            else:
-                total[spec, labels] = min(before, value) if spec is BACKEND_UP else before + value
-        return [(spec, labels, value) for (spec, labels), value in total.items()]
-
-
-_NO_AMOUNTS = frozenset({CONFIG_INFO, BUILD_INFO, LOOP_LAG, UTILIZATION})
+        # A backend once, however many use it.
+        backends = {id(source.backend): source.backend for source in sources}.values()
+        return _together(chain(*(source.readings() for source in sources), *map(_of_backend, backends)))
 
 
 def _of_backend(backend: Backend) -> Iterable[Reading]:
