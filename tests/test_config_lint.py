@@ -421,7 +421,6 @@ def test_a_time_out_that_requests_would_feel_is_reported(
 @pytest.mark.parametrize(
     ("text", "path"),
     [
-        ("reload: 5s\n", "reload"),
         ("status: {allow: ['::1']}\n", "status"),
     ],
 )

@@ -36,6 +36,7 @@ PUBLIC = {
         "limit",
         "load",
         "metrics_app",
+        "reload",
         "time_left",
         "usage",
     ],

@@ -20,6 +20,7 @@ from seawall.decision import Decision, Refusal
 from seawall.endpoint import charge, limit, time_left, usage
 from seawall.metrics import metrics_app
 from seawall.policy import Policy
+from seawall.watch import reload
 from seawall.responses import EXPOSE_HEADERS
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "limit",
     "load",
     "metrics_app",
+    "reload",
     "time_left",
     "usage",
 ]

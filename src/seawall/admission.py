@@ -18,7 +18,7 @@ from uuid import UUID
 
 from seawall.backends import LISTED, Backend, Charge, Failure, Key, Meter, Permit, Verdict
 from seawall.decision import NEVER, Mode, Outcome
-from seawall.overload.limiter import MOST_GROUPS, Limiter
+from seawall.overload.limiter import Limiter
 from seawall.overload.queue import DONE, Claim
 from seawall.policy import Per, Plan, Policy, Route, RouteLimit
 from seawall.rate import Quota, Rate
@@ -114,8 +114,8 @@ class Entry:
 class Terms:
     """What holds for one profile on one rule.
 
-    ``klass`` is the position of the priority, ``group`` that of the rule among those whose latency is told apart (the
-    last one is all further rules together). ``enforced`` is whether the caller's limits are, ``guarded`` whether the
+    ``klass`` is the position of the priority, ``group`` that of the rule among those whose latency is told apart
+    (`Turnstile.positions`). ``enforced`` is whether the caller's limits are, ``guarded`` whether the
     service is protected from it. ``failure`` is what the rule says of a shared backend that is away, ``None`` for
     nothing.
     """
@@ -326,15 +326,18 @@ class Admission:
 class TermsCompiler:
     """Works out what holds for whom. Asked when a policy is loaded, and once for each rare combination later.
 
-    ``parts`` are what is enforced here: ``rate``, ``quota``, ``concurrency``, ``shedding``, ``priority``.
+    ``parts`` are what is enforced here: ``rate``, ``quota``, ``concurrency``, ``shedding``, ``priority``. ``groups``
+    are those of the rules whose latency is told apart.
     """
 
-    def __init__(self, policy: Policy, backend: Backend, parts: frozenset[str]) -> None:
+    def __init__(
+        self, policy: Policy, backend: Backend, parts: frozenset[str], groups: Mapping[str, int] | None = None
+    ) -> None:
         self._policy = policy
         self._backend = backend
         self._parts = parts
         self._classes = [priority.name for priority in policy.priorities]
-        self._positions = {route.name: at for at, route in enumerate(policy.routes)}
+        self._groups = groups or {}
 
     def profiles(self) -> tuple[dict[str, Profile], Profile | None, Profile | None]:
         """The profiles of the listed tenants, of other tenants, and of anonymous callers."""
@@ -381,7 +384,7 @@ class TermsCompiler:
             tuple(entries),
             plan.concurrency if "concurrency" in parts else None,
             klass=self._classes.index(priority) if "priority" in self._parts else 0,
-            group=min(self._positions.get(route.name, -1) + 1, MOST_GROUPS - 1),
+            group=self._groups.get(route.name, 0),
             guarded=min(policy.mode, route.mode) is Mode.ENFORCE,
         )
 

@@ -13,13 +13,13 @@ from __future__ import annotations
 import inspect
 import logging
 import random as random_module
-from asyncio import timeout
+from asyncio import AbstractEventLoop, Task, _get_running_loop, create_task, get_running_loop, timeout
 from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from hashlib import sha256
 from os import PathLike
-from time import monotonic_ns, time_ns
+from time import monotonic_ns, time, time_ns
 from typing import Any, TypeAlias, TypeVar, final
 from weakref import WeakSet, WeakValueDictionary
 
@@ -31,7 +31,7 @@ from seawall._version import __version__
 from seawall.admission import GONE, Denied
 from seawall.backends import Backend, SharedBackend
 from seawall.backends.memory import MemoryBackend
-from seawall.config import ConfigError, load, load_mapping, simple
+from seawall.config import ConfigError, load_mapping, simple
 from seawall.config.diagnostics import Diagnostic
 from seawall.decision import Clock, Mode, Outcome, Refusal
 from seawall.exchange import SCOPE_KEY, ASGIApp, Exchange, Message, Passed, Receive, Scope, Send, current_exchange
@@ -43,9 +43,11 @@ from seawall.metrics import (
     CANCELLED,
     CONCURRENCY_LIMIT,
     CONFIG_INFO,
+    CONFIG_RELOADS,
     DECISION_DURATION,
     DENIED,
     EXEMPT,
+    LAST_RELOAD,
     LOOP_LAG,
     QUEUED,
     REJECTIONS,
@@ -64,6 +66,7 @@ from seawall.rate import Quota, Rate
 from seawall.responses import Header, Prepared, grpc_headers, wants_html
 from seawall.routing import has_control_character, path_below_root
 from seawall.stages import CALLER, TenantConcurrency
+from seawall.watch import Watch, on_hangup
 
 OnReject: TypeAlias = Callable[[Any, Refusal], "ASGIApp | None | Awaitable[ASGIApp | None]"]
 Config: TypeAlias = "str | PathLike[str] | Mapping[str, Any] | Policy"
@@ -100,7 +103,7 @@ class Middleware:
     def __init__(
         self,
         app: ASGIApp,
-        policy: Policy,
+        policy: Policy | Watch,
         *,
         backend: Backend | None = None,
         identify: Identify | None = None,
@@ -110,7 +113,9 @@ class Middleware:
         random: Callable[[], float] = random_module.random,
     ) -> None:
         self.app = app
-        self.policy = policy
+        self._watch = policy if isinstance(policy, Watch) else None
+        self.policy = policy = policy.policy if isinstance(policy, Watch) else policy
+        self._loaded_at = time()
         self._inner = [link for link in advice.chain(app) if isinstance(link, Middleware)]
         # What stands further in with the same policy is done here, in one decision; there it finds itself covered.
         absorbed = [inner for inner in self._inner if _same(inner.policy, policy)]
@@ -121,45 +126,87 @@ class Middleware:
         self.identify: Identify | None = identify
         self.on_reject: OnReject | None = on_reject
         self._clock = clock or monotonic_ns
-        if policy.default_plan is None and identify is not None:
-            raise misuse("identify= may name tenants that the file does not list: set defaults.plan")
         self.given_backend: Backend | None = backend
         self._wall_clock: Clock = getattr(clock, "wall_ns", time_ns)
-        self._shared: SharedBackend | None = None
-        if policy.backend.type != "memory" and backend is None:
-            self._shared = _share(policy.backend, self._clock, self._wall_clock)
         self._random = random
         self._publication = Publication.of(registry)
         self._cells = self._publication.cells
+        self._loops: WeakSet[AbstractEventLoop] = WeakSet()
+        self._closing: set[Task[None]] = set()
         roots = [getattr(link, "root_path", "") for link in advice.chain(app)]
         self._root = next((root for root in roots if root and isinstance(root, str)), "")
-        self._metrics_path = policy.metrics.path
-        self._metrics_allow = None if policy.metrics.allow is None else NetworkSet(policy.metrics.allow)
         self._metrics_app: ASGIApp = metrics_app(registry)
-        self.gate = self._build_gate()
-        self._looks = _FORWARDING_LOOKS if self.gate.clients.trusts_nobody else 0
-        self._decision_seconds = self._cells.index(DECISION_DURATION, self.gate.backend.name)
-        if self.gate.shared is not None:
-            self.gate.shared.observer = BackendCalls(self.gate.shared.name, self._cells)
+        self._put_in_force(policy, self._gate(policy))
         self._publication.sources.add(self)
         _live.add(self)
         self._advise()
+        if self._watch is not None:
+            self._watch.subscribe(self)
 
-    def _build_gate(self) -> Gate:
-        backend = self.given_backend or self._shared
-        if backend is None:
-            keys = self.policy.backend.max_keys
-            backend = MemoryBackend(max_keys=keys, clock=self._clock, wall_clock=self._wall_clock)
+    def _gate(self, policy: Policy, before: Gate | None = None) -> Gate:
+        """What ``policy`` needs at run time. Raises `ConfigError` where it cannot be had."""
+        if policy.default_plan is None and self.identify is not None:
+            raise misuse("identify= may name tenants that the file does not list: set defaults.plan")
         return Gate(
-            self.policy,
-            backend,
+            policy,
+            self._backend(policy.backend, before),
             self._cells,
             parts=self._enforced,
-            concurrency=TenantConcurrency(),
+            concurrency=TenantConcurrency() if before is None else before.concurrency,
             clock=self._clock,
             wall_clock=self._wall_clock,
             random=self._random,
+            before=before,
         )
+
+    def _backend(self, settings: BackendSettings, before: Gate | None) -> Backend:
+        if self.given_backend is not None:
+            return self.given_backend
+        if settings.type != "memory":
+            return _share(settings, self._clock, self._wall_clock)
+        if before is not None and isinstance(before.backend, MemoryBackend):
+            return before.backend
+        return MemoryBackend(max_keys=settings.max_keys, clock=self._clock, wall_clock=self._wall_clock)
+
+    def _put_in_force(self, policy: Policy, gate: Gate) -> None:
+        """Decide by ``gate`` from now on. Nothing here may fail, for it is too late to go back."""
+        self.policy, self.gate = policy, gate
+        self._metrics_path = policy.metrics.path
+        self._metrics_allow = None if policy.metrics.allow is None else NetworkSet(policy.metrics.allow)
+        self._looks = _FORWARDING_LOOKS if gate.clients.trusts_nobody else 0
+        self._decision_seconds = self._cells.index(DECISION_DURATION, gate.backend.name)
+        if gate.shared is not None:
+            gate.shared.observer = BackendCalls(gate.shared.name, self._cells)
+        elif self.given_backend is None and isinstance(gate.backend, MemoryBackend):
+            gate.backend.resize(policy.backend.max_keys)
+
+    def prepare(self, policy: Policy) -> Callable[[], None]:
+        """See `seawall.watch.Subscriber`."""
+        return partial(self._follow, policy, self._gate(policy, before=self.gate))
+
+    def _follow(self, policy: Policy, gate: Gate) -> None:
+        before = self.gate.shared
+        gate.enter_into_force()
+        self._put_in_force(policy, gate)
+        self._advise()
+        if before is gate.shared or not _is_running():
+            return
+        if gate.shared is not None:
+            gate.shared.open()
+        if before is not None and not any(other.gate.shared is before for other in _live):
+            # Requests that it serves still make it connect again, for as long as they last.
+            closing = create_task(_close(before))
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+
+    def reloaded(self, result: str) -> None:
+        """See `seawall.watch.Subscriber`."""
+        self._cells.values[self._cells.index(CONFIG_RELOADS, result)] += 1
+
+    @property
+    def loop(self) -> AbstractEventLoop | None:
+        """The loop that has served last, as far as is known."""
+        return next((loop for loop in self._loops if loop.is_running()), None)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.gate!r}, {self.gate.backend!r}>"
@@ -168,8 +215,8 @@ class Middleware:
         """Serve one connection."""
         kind = scope["type"]
         if (kind != "http" and kind != "websocket") or _switched_off:
-            if kind == "lifespan" and self.gate.shared is not None:
-                return await self._live(self.gate.shared, scope, receive, send)
+            if kind == "lifespan":
+                return await self._live(scope, receive, send)
             return await self.app(scope, receive, send)
         started = self._clock()
         # Upper case, for some routers and servers take `post` where a rule says POST.
@@ -282,7 +329,7 @@ class Middleware:
             # Set and not reset: the coroutine may be closed in another context, in which a token is an error.
             current_exchange.set(before)
 
-    async def _live(self, backend: SharedBackend, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Connect as the application begins, and disconnect when it has ended and before the server knows.
 
         It begins and serves whatever the store does. Where the application does not take part in this, neither does
@@ -296,18 +343,28 @@ class Middleware:
                 begun = True
             elif message["type"] in _SHUT_DOWN:
                 begun = False
-                await _close(backend)
+                await self._end()
             await send(message)
 
-        backend.open()
+        if self._watch is not None:
+            self._loops.add(get_running_loop())
+            on_hangup()
+        elif self.gate.shared is None:
+            return await self.app(scope, receive, send)
+        if self.gate.shared is not None:
+            self.gate.shared.open()
         try:
             await self.app(scope, receive, tell)
         except Exception:
             if begun:
-                await _close(backend)
+                await self._end()
             raise
         if begun:
-            await _close(backend)
+            await self._end()
+
+    async def _end(self) -> None:
+        if self.gate.shared is not None:
+            await _close(self.gate.shared)
 
     async def _serve_inside(self, outer: Exchange, inner: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve what another shell has let in: this one's limits join its headers, and its refusal undoes both."""
@@ -539,6 +596,7 @@ class Middleware:
             for rule, count in self.gate.streams.open.items():
                 yield STREAMS, (rule,), count
         yield CONFIG_INFO, (self.policy.digest[:12], self.policy.mode.name.lower()), 1
+        yield LAST_RELOAD, (), self._loaded_at if self._watch is None else self._watch.state.loaded_at
         yield BUILD_INFO, (__version__,), 1
 
     def before_scrape(self) -> None:
@@ -551,8 +609,7 @@ class Middleware:
         """
         if isinstance(self.given_backend, MemoryBackend):
             self.given_backend.clear()
-        self.gate = self._build_gate()
-        self._looks = _FORWARDING_LOOKS if self.gate.clients.trusts_nobody else 0
+        self._put_in_force(self.policy, self._gate(self.policy))
         self._cells.clear()
 
 
@@ -773,8 +830,9 @@ def _ranks(classes: Sequence[str]) -> Policy:
     return load_mapping({"version": 1, "plans": {"default": {"rate": "unlimited"}}, "priorities": priorities})
 
 
-def _policy(config: Config | None, shortcut: str, build: Callable[[], Policy] | None) -> Policy:
-    """The policy of a configuration, or the one that a keyword describes; exactly one of them is given."""
+def _policy(config: Config | None, shortcut: str, build: Callable[[], Policy] | None) -> Policy | Watch:
+    """The policy of a configuration, as a watch where it is a file, or the one that a keyword describes; exactly one of
+    them is given."""
     if (config is None) == (build is None):
         raise misuse(f"give either config= or {shortcut}=, not {'both' if build else 'neither'}")
     if build is not None:
@@ -787,7 +845,7 @@ def _policy(config: Config | None, shortcut: str, build: Callable[[], Policy] | 
     if isinstance(config, Mapping):
         return load_mapping(config)
     if isinstance(config, str | PathLike):
-        return load(config)
+        return Watch.of(config)
     raise misuse(f"config= is a path, a mapping or a Policy, not {type(config).__name__}")
 
 
@@ -852,6 +910,10 @@ def _share(settings: BackendSettings, clock: Clock, wall_clock: Clock) -> Shared
         raise misuse(f"backend: {error}") from None
     _shared[settings, clock, wall_clock] = made
     return made
+
+
+def _is_running() -> bool:
+    return _get_running_loop() is not None
 
 
 async def _close(backend: SharedBackend) -> None:

@@ -176,7 +176,10 @@ class Callers:
 
 @final
 class Gate:
-    """Everything that one policy needs at run time. Immutable, but for lanes that are compiled when first asked for."""
+    """Everything that one policy needs at run time. Immutable, but for lanes that are compiled when first asked for.
+
+    ``before`` is the gate whose place this one is going to take. What is in flight, waits or is open is known to both.
+    """
 
     def __init__(
         self,
@@ -189,7 +192,9 @@ class Gate:
         clock: Clock,
         wall_clock: Clock,
         random: Callable[[], float],
+        before: Gate | None = None,
     ) -> None:
+        self._before = before
         self.policy = policy
         self.backend = backend
         self.shared = backend if isinstance(backend, SharedBackend) else None
@@ -202,7 +207,7 @@ class Gate:
         self.wall_clock = wall_clock
         self.clients = ClientIP(policy.identity)
         shedding, priorities = "shedding" in parts, "priority" in parts
-        settings = settings_of(policy, priorities=priorities) if shedding or priorities else None
+        self._settings = settings = settings_of(policy, priorities=priorities) if shedding or priorities else None
         self.turnstile: Turnstile | None = None
         if settings is not None:
             # What is not told apart waits as the class that has none.
@@ -211,7 +216,9 @@ class Gate:
                 dict(zip(RESULTS, cells.block(QUEUE_WAIT, "result", RESULTS, priority=name), strict=True))
                 for name in names
             ]
-            self.turnstile = Turnstile(settings, clock, changed=self._changed, waited=self._waited)
+            self.turnstile = before.turnstile if before is not None else None
+            if self.turnstile is None:
+                self.turnstile = Turnstile(settings, clock, changed=self._changed, waited=self._waited)
         self.hints = Hints(policy, self.clients.peer, wall_clock) if shedding or priorities else None
         self._deadlines, self._priorities = shedding, priorities
         body_timeout = policy.shedding.body_timeout_ns
@@ -232,10 +239,28 @@ class Gate:
         self.exempts = NetworkSet(policy.access.exempt)
         self.guarded = bool(self.denies or self.exempts)
         self.tenants = TenantSource(policy.identity, policy.keys, wall_clock)
-        self.labels = TenantLabels(cells, policy.metrics.tenant_label) if policy.metrics.tenant_label else None
+        self.labels: TenantLabels | None = None
+        if policy.metrics.tenant_label:
+            self.labels = (before.labels if before is not None else None) or TenantLabels(cells, 0)
         self.nobody = cells.block(REQUESTS, "outcome", OUTCOMES, priority="none")
-        self._compiler = TermsCompiler(policy, backend, parts)
+        groups = self.turnstile.positions([route.name for route in policy.routes]) if self.turnstile else None
+        self._compiler = TermsCompiler(policy, backend, parts, groups)
         self._listed, self._others, self._anonymous = self._callers()
+        if before is None:
+            self.enter_into_force()
+
+    def enter_into_force(self) -> None:
+        """Let what outlives a policy go on by this one: the limiters, the streams that are open, the tenants' labels.
+
+        Of a gate that follows another, called as it takes its place.
+        """
+        policy, self._before = self.policy, None
+        if self.turnstile is not None and self._settings is not None:
+            self.turnstile.change(self._settings, self._changed, self._waited)
+        if self.streams is not None:
+            self.streams.status = policy.shedding.status
+        if self.labels is not None:
+            self.labels.top = policy.metrics.tenant_label
 
     def _stages(self) -> list[Stage]:
         """The questions, in the order in which they are asked."""
@@ -245,7 +270,7 @@ class Gate:
         if self.hints is not None:
             stages.append(Screening(turnstile, self.clock, status, random))
         if self._deadlines and any(route.streaming for route in policy.routes):
-            self.streams = Streams(status, random)
+            self.streams = (self._before.streams if self._before is not None else None) or Streams(status, random)
             stages.append(self.streams)
         plans = [*policy.plans.values(), *(tenant.plan for tenant in policy.tenants.values())]
         limited = "concurrency" in parts and any(plan.concurrency for plan in plans)

@@ -8,9 +8,11 @@ same `Limiter`, of which there is one for each event loop: a process controls it
 from __future__ import annotations
 
 from asyncio import AbstractEventLoop, Future, _get_running_loop
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
+from itertools import count
 from time import process_time_ns
 from typing import Any, final
 
@@ -18,7 +20,7 @@ from seawall import advice
 from seawall.admission import GONE, Answer, Denied, Ticket
 from seawall.backends import Key
 from seawall.decision import Clock, Outcome
-from seawall.overload.limiter import ADMITTED, EXPIRED, WAITS, Class, Limiter, Reason, Settings
+from seawall.overload.limiter import ADMITTED, EXPIRED, MOST_GROUPS, WAITS, Class, Limiter, Reason, Settings
 from seawall.policy import Policy
 
 
@@ -48,7 +50,7 @@ class Turnstile:
     forgotten with the next that comes.
     """
 
-    __slots__ = ("_changed", "_clock", "_last", "_limiters", "_settings", "_waited")
+    __slots__ = ("_changed", "_clock", "_last", "_limiters", "_positions", "_settings", "_waited")
 
     def __init__(
         self,
@@ -62,6 +64,7 @@ class Turnstile:
         self._clock = clock
         self._changed = changed
         self._waited = waited
+        self._positions: dict[str, int] = {}
         self._limiters: dict[AbstractEventLoop | None, Limiter] = {}
         self._last: tuple[AbstractEventLoop | None, Limiter] = (None, self._switch(None))
 
@@ -72,6 +75,31 @@ class Turnstile:
     def current(self) -> Limiter:
         """The limiter that was asked last."""
         return self._last[1]
+
+    def positions(self, rules: Sequence[str]) -> dict[str, int]:
+        """The group of each rule: the one it had before, or one that is free; 0 is of what matches none, and the last
+        one is of all for which there is none."""
+        kept = {name: self._positions[name] for name in rules if name in self._positions}
+        taken = set(kept.values())
+        free = (at for at in count(1) if at not in taken)
+        self._positions = {name: kept[name] if name in kept else next(free) for name in rules}
+        return {name: min(at, MOST_GROUPS - 1) for name, at in self._positions.items()}
+
+    def change(
+        self,
+        settings: Settings,
+        changed: Callable[[str], None] | None,
+        waited: Callable[[int, int, Reason], None] | None,
+    ) -> None:
+        """Have every limiter go on by other settings, each on its loop."""
+        settings = replace(settings, groups=max(settings.groups, 1 + max(self._positions.values(), default=0)))
+        self._settings, self._changed, self._waited = settings, changed, waited
+        running = _get_running_loop()
+        for loop, limiter in list(self._limiters.items()):
+            if loop is None or loop is running:
+                limiter.change(settings, changed, waited)
+            elif not loop.is_closed():
+                loop.call_soon_threadsafe(limiter.change, settings, changed, waited)
 
     def limiter(self) -> Limiter:
         loop = _get_running_loop()
@@ -250,7 +278,7 @@ class Streams:
     name = "streams"
 
     def __init__(self, status: int, random: Callable[[], float]) -> None:
-        self._status = status
+        self.status = status
         self._random = random
         self.open: dict[str, int] = {}
         self._of_caller: dict[tuple[str, Key], int] = {}
@@ -267,7 +295,7 @@ class Streams:
         running, own = self.open.get(rule, 0), self._of_caller.get((rule, ticket.principal), 0)
         if running >= streaming.max:
             # Nobody knows when a listener leaves.
-            return Denied(self._status, "overload", ((self.name, 1),), ticket.terms, after=1 + int(self._random() * 2))
+            return Denied(self.status, "overload", ((self.name, 1),), ticket.terms, after=1 + int(self._random() * 2))
         if streaming.max_per_tenant is not None and own >= streaming.max_per_tenant and ticket.terms.enforced:
             return Denied(429, "concurrency", ((self.name, 1),), ticket.terms)
         self.open[rule] = running + 1

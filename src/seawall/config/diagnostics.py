@@ -92,9 +92,14 @@ class Diagnostic:
     source: str | None = None
     unreadable: bool = False
 
-    def __str__(self) -> str:
+    @property
+    def head(self) -> str:
+        """What it is and where, in one line."""
         place = f"{printable(self.file)}:{self.line}:{self.column}" if self.line else printable(self.file)
-        head = f"{place}: {self.severity}[{self.code}]: {printable(self.message)}"
+        return f"{place}: {self.severity}[{self.code}]: {printable(self.message)}"
+
+    def __str__(self) -> str:
+        head = self.head
         if self.source is None or not self.source.strip():
             # Without a line to show, the path is the only way to the value.
             return f"{head} ({printable(self.path)})" if self.path and self.code not in _NAMED_BY_MESSAGE else head

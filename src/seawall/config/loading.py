@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from glob import glob
 from hashlib import sha256
@@ -33,13 +33,16 @@ class Report:
     """What came of checking a configuration.
 
     ``policy`` is there exactly if there are no errors. ``files`` are the paths that were read or should have been, the
-    main one first, and ``includes`` the patterns by which others are found: what a reload has to watch.
+    main one first, and ``includes`` the patterns by which others are found: what a reload has to watch. ``seen``
+    changes exactly if one of them does, or if there is another: it is made of their content, for a swap of symbolic links (a
+    ConfigMap of Kubernetes) may keep times and sizes, and a copy may change them.
     """
 
     policy: Policy | None
     diagnostics: tuple[Diagnostic, ...]
     files: tuple[Path, ...] = ()
     includes: tuple[str, ...] = ()
+    seen: str = ""
 
     @property
     def errors(self) -> tuple[Diagnostic, ...]:
@@ -122,6 +125,7 @@ def _settings(document: Document) -> Document:
 
 def _finish(main: Document, content: bytes, base: Path, files: list[Path]) -> Report:
     digest = sha256(content)
+    contents = [(file, content) for file in files]
     documents = [main]
     policy: Policy | None = None
     if main.complete:
@@ -131,6 +135,7 @@ def _finish(main: Document, content: bytes, base: Path, files: list[Path]) -> Re
         for path in _included(main, base, files[0] if files else None):
             document, content = _open(os.fspath(path))
             files.append(path)
+            contents.append((path, content))
             total += len(content)
             if total > MAX_TOTAL_BYTES:
                 main.report("E004", f"all files together are larger than {MAX_TOTAL_BYTES >> 20} MiB", ("include",))
@@ -147,27 +152,30 @@ def _finish(main: Document, content: bytes, base: Path, files: list[Path]) -> Re
     diagnostics = tuple(found for document in documents for found in redaction.seal(document))
     if policy is not None:
         policy = replace(policy, warnings=tuple(str(found) for found in diagnostics))
-    return Report(policy, diagnostics, tuple(files), tuple(pattern for _, pattern in _patterns(main)))
+    return Report(policy, diagnostics, tuple(files), tuple(pattern for _, pattern in _patterns(main)), _mark(contents))
 
 
 def fingerprint(path: str | os.PathLike[str], includes: Sequence[str]) -> str:
-    """What changes exactly if one of the files does whose content makes a policy, or if there is another one.
-
-    By content: a swap of symbolic links (a ConfigMap of Kubernetes) may keep times and sizes, and a copy may change
-    them.
-    """
+    """The `Report.seen` of the file as it is now, if it still includes others by ``includes``."""
     main = Path(os.fsdecode(path))
-    found = {main.parent / match for pattern in includes for match in glob(pattern, root_dir=main.parent)}
+    return _mark([(file, _content(file)) for file in (main, *_matches(includes, main.parent, main))])
+
+
+def _mark(contents: Iterable[tuple[Path, bytes]]) -> str:
     digest = sha256()
-    for file in (main, *sorted(found - {main})[:MAX_FILES]):
-        try:
-            content = b"+" + file.read_bytes()
-        except IsADirectoryError:
-            continue
-        except OSError as error:
-            content = b"-%d" % (error.errno or 0)
-        digest.update(b"%d:%b%d:%b" % (len(name := os.fsencode(file)), name, len(content), content))
+    for file, content in contents:
+        name = os.fsencode(file)
+        digest.update(b"%d:%b%d:%b" % (len(name), name, len(content), content))
     return digest.hexdigest()
+
+
+def _content(file: Path) -> bytes:
+    """What can be read of a file, as far as that matters; nothing of one that cannot be read."""
+    try:
+        with open(file, "rb") as opened:
+            return opened.read(MAX_BYTES + 1)
+    except (OSError, ValueError):
+        return b""
 
 
 def _validate_included(document: Document) -> schema.Included | None:
@@ -184,17 +192,25 @@ def _validate_included(document: Document) -> schema.Included | None:
 
 def _included(main: Document, base: Path, own: Path | None) -> Sequence[Path]:
     """The files that ``main`` includes, sorted. A pattern that matches nothing is no mistake."""
-    found: dict[Path, Path] = {}
-    for place, pattern in _patterns(main):
-        for match in glob(pattern, root_dir=base):
-            path = base / match
-            if own is not None and _same(path, own):
-                main.report("E050", "the file includes itself", place)
-            elif not path.is_dir():
-                found.setdefault(path.resolve(), path)
+    patterns = _patterns(main)
+    for place, pattern in patterns:
+        if own is not None and any(_same(base / match, own) for match in glob(pattern, root_dir=base)):
+            main.report("E050", "the file includes itself", place)
+    found = _matches([pattern for _, pattern in patterns], base, own)
     if len(found) > MAX_FILES:
         main.report("E004", f"more than {MAX_FILES} files are included", ("include",))
         return ()
+    return found
+
+
+def _matches(patterns: Iterable[str], base: Path, own: Path | None) -> list[Path]:
+    """The files that ``patterns`` find below ``base``, each once, without ``own``, sorted."""
+    found: dict[Path, Path] = {}
+    for pattern in patterns:
+        for match in glob(pattern, root_dir=base):
+            path = base / match
+            if not path.is_dir() and not (own is not None and _same(path, own)):
+                found.setdefault(path.resolve(), path)
     return sorted(found.values())
 
 

@@ -27,7 +27,6 @@ class Pending:
 
 
 PENDING = (
-    Pending(("reload",), "'reload' is checked but this version reads its configuration at start-up only", off="off"),
     Pending(("status",), "'status' is checked but not served by this version"),
 )
 

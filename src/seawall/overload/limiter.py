@@ -22,7 +22,7 @@ it comes from (CockroachDB's grant chains).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log
 from typing import Any, Literal, Protocol, TypeAlias, final
 
@@ -207,28 +207,14 @@ class Limiter:
         self._load = Load(processor, clock())
         self._changed = changed
         self._waited = waited
-        target = settings.target_ns
         self.law = _law(settings)
         self.limit = int(self.law.limit)
         self.in_flight = 0
-        self.groups = [Group(*_group_law(settings)) for _ in range(min(settings.groups, MOST_GROUPS))]
+        self.groups: list[Group] = []
         self.usage = Usage()
-        self.line = WaitingLine(len(settings.classes), self.usage, fair=settings.fair)
-        self.thresholds = Thresholds(len(settings.classes))
-        self.retry = [RetryAfter() for _ in settings.classes]
-        self._credits = [0.0] * len(settings.classes)
-        self._shares = [one.min_share for one in settings.classes]
-        self._shared = any(self._shares)
-        self._first = 0 if len(settings.classes) > 1 else -1
-        self.patience = [
-            one.timeout_ns or (30 * target if klass == self._first else PATIENCE_NS)
-            for klass, one in enumerate(settings.classes)
-        ]
-        # A limit that somebody has fixed is the only one that holds.
-        gated = settings.algorithm != "fixed" and timers is not None
-        self._budget = target // 2 if gated else 1 << 62
-        self._long_pass = 2 * target if gated else 1 << 62
-        self._standing_patience = 3 * target
+        self._set_classes(settings)
+        self._set_times(settings)
+        self._set_groups(settings)
         self._pass_start = -1
         self._pass_booked = False
         self._last_pass = 0
@@ -246,6 +232,61 @@ class Limiter:
         self._calm = True
         self._crowded_at = 0
         self.refused = 0
+
+    def _set_classes(self, settings: Settings) -> None:
+        classes = len(settings.classes)
+        self.line = WaitingLine(classes, self.usage, fair=settings.fair)
+        self.thresholds = Thresholds(classes)
+        self.retry = [RetryAfter() for _ in settings.classes]
+        self._credits = [0.0] * classes
+        self._first = 0 if classes > 1 else -1
+
+    def _set_times(self, settings: Settings) -> None:
+        target = settings.target_ns
+        self._shares = [one.min_share for one in settings.classes]
+        self._shared = any(self._shares)
+        self.patience = [
+            one.timeout_ns or (30 * target if klass == self._first else PATIENCE_NS)
+            for klass, one in enumerate(settings.classes)
+        ]
+        # A limit that somebody has fixed is the only one that holds.
+        gated = settings.algorithm != "fixed" and self.timers is not None
+        self._budget = target // 2 if gated else 1 << 62
+        self._long_pass = 2 * target if gated else 1 << 62
+        self._standing_patience = 3 * target
+
+    def _set_groups(self, settings: Settings) -> None:
+        while len(self.groups) < min(settings.groups, MOST_GROUPS):
+            self.groups.append(Group(*_group_law(settings)))
+
+    def change(
+        self,
+        settings: Settings,
+        changed: Callable[[str], None] | None = None,
+        waited: Callable[[int, int, str], None] | None = None,
+    ) -> None:
+        """Go on by other settings: what is in flight and what waits stays, and so does the limit within its bounds.
+
+        Groups keep their positions; there may be more of them, never fewer. Waiters of a class that there is no more
+        wait as the last one.
+        """
+        before, self.settings = self.settings, settings
+        self._changed, self._waited = changed, waited
+        if _bounds(settings) != _bounds(before):
+            self.law = _law(settings if settings.algorithm == "fixed" else replace(settings, initial=self.limit))
+            self.limit = max(int(self.law.limit), 1)
+            for group in self.groups:
+                group.law, group.limit = _group_law(settings)
+        names = [one.name for one in settings.classes]
+        if names != [one.name for one in before.classes] or settings.fair != before.fair:
+            waiters, now = list(self.line), self._clock()
+            self._set_classes(settings)
+            for claim in waiters:
+                name = before.classes[claim.klass].name
+                claim.klass = names.index(name) if name in names else len(names) - 1
+                self.line.add(claim, now)
+        self._set_times(settings)
+        self._set_groups(settings)
 
     def __repr__(self) -> str:
         return (
@@ -627,6 +668,12 @@ class Limiter:
             "shed_from": self.thresholds.klass,
             "refused": self.refused,
         }
+
+
+def _bounds(settings: Settings) -> tuple[object, ...]:
+    """What a law is made of; where it starts only where it stays there."""
+    fixed = settings.initial if settings.algorithm == "fixed" else None
+    return settings.algorithm, fixed, settings.least, settings.most, settings.target_ns
 
 
 def _law(settings: Settings) -> Limit:

@@ -1,0 +1,269 @@
+"""A configuration that changes while it is in force.
+
+One `Watch` for each file, whoever reads it, so that all middlewares of a file change in one step and never disagree in
+the middle of a request. It looks at the content of the file and of what it includes, in the thread of
+`seawall.ticker`. What has changed is read, checked and compiled there, aside. Only then it is put in force, on the
+event loop that serves, between two steps of it; requests that are being served end by what they began with.
+
+What is wrong changes nothing: the policy in force stays, and the mistake is counted, logged once and shown on the
+status page until the file is right again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import inf
+from pathlib import Path
+from time import sleep, time
+from typing import Any, ClassVar, Protocol, final
+from weakref import WeakSet, WeakValueDictionary
+
+from seawall import ticker
+from seawall.config import ConfigError, Diagnostic, Report, check
+from seawall.config.loading import fingerprint
+from seawall.policy import Policy
+from seawall.rate import SECOND
+
+logger = logging.getLogger("seawall")
+
+_SETTLES = 0.05
+_SETTLINGS = 20
+"""Seconds for which content has to stay as it is before it is read, and how often at most that is waited for: editors
+and `cp` write a file in pieces."""
+_MOST_SAID = 5
+"""Mistakes that are logged. All of them are on the status page, and in what `seawall check` says."""
+_SWAP = 5.0
+"""Seconds to wait for the event loop to put a policy in force. It will in any case."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ReloadState:
+    """How reloads went. Times are seconds since the epoch; ``error`` is the text of what is wrong with the file as it
+    is now, ``None`` if nothing is."""
+
+    applied: int = 0
+    failed: int = 0
+    loaded_at: float = 0.0
+    error: str | None = None
+    error_at: float | None = None
+
+
+class Subscriber(Protocol):
+    """What works by the policy of a file."""
+
+    def prepare(self, policy: Policy) -> Callable[[], None]:
+        """Everything that ``policy`` needs, made aside, as a function that puts it in force and cannot fail.
+
+        Raises `ConfigError` where it cannot be.
+        """
+        ...
+
+    def reloaded(self, result: str) -> None:
+        """Count that the file was read again: ``ok`` or ``failed``."""
+        ...
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """Where it serves, as far as is known."""
+        ...
+
+
+@final
+class Watch:
+    """The policy of one file, and whoever works by it."""
+
+    _all: ClassVar[WeakValueDictionary[str, Watch]] = WeakValueDictionary()
+
+    def __init__(self, path: str) -> None:
+        self._given, self._absolute = path, os.path.abspath(path)
+        report = check(path)
+        self.policy = _policy_of(report)
+        self._read = report
+        self.state = ReloadState(loaded_at=time())
+        self._subscribers: WeakSet[Subscriber] = WeakSet()
+        self._busy = threading.RLock()
+        self._chore: ticker.Chore | None = None
+
+    def __repr__(self) -> str:
+        return f"<Watch of {self._given}, {self.state.applied} reloads, {self.state.failed} failed>"
+
+    @classmethod
+    def of(cls, path: str | os.PathLike[str]) -> Watch:
+        """The watch of the file at ``path``, which is read now in any case. Raises `ConfigError` if it is wrong."""
+        name = os.fsdecode(path)
+        known = cls._all.get(os.path.abspath(name))
+        if known is not None:
+            known.reload()
+            return known
+        made = cls(name)
+        cls._all[made._absolute] = made
+        return made
+
+    @property
+    def path(self) -> str:
+        """The file as it was named, which is what diagnostics speak of, for as long as that leads to it."""
+        return self._given if os.path.abspath(self._given) == self._absolute else self._absolute
+
+    @property
+    def every(self) -> float | None:
+        """Seconds between two looks; ``None`` for never."""
+        period = self.policy.reload_ns
+        return None if period is None else period / SECOND
+
+    def subscribe(self, subscriber: Subscriber) -> None:
+        """Have ``subscriber`` follow the file from now on, for as long as it lives."""
+        self._subscribers.add(subscriber)
+        self._schedule()
+
+    def _schedule(self) -> None:
+        every = inf if self.every is None else self.every
+        if self._chore is not None and every != self._chore.seconds:
+            self._chore.cancel()
+            self._chore = None
+        if self._chore is None:
+            self._chore = ticker.every(every, self.look)
+
+    def look_soon(self) -> None:
+        """Have `look` called in the thread for such things, whether or not it is due."""
+        if self._chore is not None:
+            self._chore.soon()
+
+    def look(self) -> None:
+        """Reload if the content has changed since the last look. Never raises for what is wrong with it."""
+        with self._busy:
+            seen = self._fingerprint()
+            if seen != self._read.seen:
+                self._settle(seen)
+                self._try()
+
+    def reload(self) -> None:
+        """Read the file again, now. Raises `ConfigError` if it is wrong; then what was in force still is."""
+        with self._busy:
+            outcome = self._try()
+        if isinstance(outcome, ConfigError):
+            raise outcome
+        outcome.wait(_SWAP)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What was read last, the main file first."""
+        return self._read.files
+
+    def _fingerprint(self) -> str:
+        return fingerprint(self.path, self._read.includes)
+
+    def _settle(self, seen: str) -> None:
+        for _ in range(_SETTLINGS):
+            sleep(_SETTLES)
+            before, seen = seen, self._fingerprint()
+            if before == seen:
+                break
+
+    def _try(self) -> ConfigError | threading.Event:
+        """What is wrong, or an event: that it is in force."""
+        report = self._read = check(self.path)
+        done = threading.Event()
+        try:
+            policy = _policy_of(report)
+            changed = policy.digest != self.policy.digest
+            if changed:
+                self._apply(policy, done)
+            else:
+                done.set()
+        except ConfigError as error:
+            self._failed(error)
+            return error
+        if changed or self.state.error is not None:
+            self._succeeded(changed=changed)
+        return done
+
+    def _apply(self, policy: Policy, done: threading.Event) -> None:
+        subscribers = list(self._subscribers)
+        swaps = [one.prepare(policy) for one in subscribers]
+        self.policy = policy
+        loop = next((one.loop for one in subscribers if one.loop is not None), None)
+        _on(loop, swaps, done)
+        self._schedule()
+
+    def _succeeded(self, *, changed: bool) -> None:
+        self.state = ReloadState(self.state.applied + changed, self.state.failed, time())
+        self._tell("ok")
+        digest = self.policy.digest[:12]
+        what = "has changed and is in force" if changed else "is right again"
+        logger.info("%s %s (%s)", self.path, what, digest, extra={"event": "reload", "digest": digest})
+
+    def _failed(self, error: ConfigError) -> None:
+        self.state = replace(self.state, failed=self.state.failed + 1, error=str(error), error_at=time())
+        self._tell("failed")
+        heads = [found.head for found in error.diagnostics]
+        logger.error(
+            "%s is wrong, and what was in force stays: %s",
+            self.path,
+            "; ".join(heads[:_MOST_SAID]) + (f"; and {len(heads) - _MOST_SAID} more" if heads[_MOST_SAID:] else ""),
+            extra={"event": "reload_failed", "digest": self.policy.digest[:12], "mistakes": len(heads)},
+        )
+
+    def _tell(self, result: str) -> None:
+        for one in list(self._subscribers):
+            one.reloaded(result)
+
+
+def _policy_of(report: Report) -> Policy:
+    if report.policy is None:
+        raise ConfigError(report.errors)
+    return report.policy
+
+
+def _on(loop: asyncio.AbstractEventLoop | None, swaps: Sequence[Callable[[], None]], done: threading.Event) -> None:
+    """Call ``swaps`` in one step of ``loop``, or here where there is none or this is it."""
+
+    def swap() -> None:
+        try:
+            for each in swaps:
+                each()
+        finally:
+            done.set()
+
+    if loop is None or loop is asyncio._get_running_loop() or not loop.is_running():
+        return swap()
+    try:
+        loop.call_soon_threadsafe(swap)
+    except RuntimeError:  # closed in this very moment
+        swap()
+    return None
+
+
+def reload() -> None:
+    """Read every configuration file of this process again, now, and put in force what has changed.
+
+    Raises `ConfigError` for those that are wrong; of each of them what was in force stays.
+    """
+    wrong: list[Diagnostic] = []
+    for watch in list(Watch._all.values()):
+        try:
+            watch.reload()
+        except ConfigError as error:
+            wrong += error.diagnostics
+    if wrong:
+        raise ConfigError(wrong)
+
+
+def on_hangup() -> None:
+    """Have a SIGHUP make every file be looked at, unless it means something already. Of use in the main thread only."""
+    hangup: Any = getattr(signal, "SIGHUP", None)
+    if hangup is None or threading.current_thread() is not threading.main_thread():
+        return
+    if signal.getsignal(hangup) is signal.SIG_DFL:
+        signal.signal(hangup, _look_everywhere)
+
+
+def _look_everywhere(*_: object) -> None:
+    for watch in list(Watch._all.values()):
+        watch.look_soon()
