@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib.util
 import logging
 import os
@@ -12,6 +13,7 @@ import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any, ClassVar
+from weakref import ref
 
 import limits
 import pytest
@@ -352,6 +354,20 @@ async def test_a_changed_limit_keeps_what_was_used() -> None:
     bench = Bench()
     assert (await bench.spend((bench.meter(Rate(10, HOUR)), b"a", 4))).left == [6]
     assert (await bench.spend((bench.meter(Rate(20, HOUR)), b"a", 0))).left == [16]
+
+
+@pytest.mark.parametrize("rate", [Rate(10, HOUR), Quota(10, "day")], ids=["bucket", "quota"])
+async def test_a_meter_is_forgotten_with_the_last_who_has_it(rate: Rate | Quota) -> None:
+    bench = Bench()
+    meter = bench.meter(rate)
+    known = ref(meter)
+    verdict = await bench.spend((meter, b"a", 1))
+    del meter
+    assert bench.meter(rate) is known() is verdict.charges[0][0]
+    del verdict
+    gc.collect()
+    assert known() is None
+    assert (await bench.spend((bench.meter(rate), b"a", 0))).left == [9]
 
 
 def window_key(bench: Bench, name: str, store: str, key: str | bytes) -> str:

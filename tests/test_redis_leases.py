@@ -4,7 +4,9 @@ admit nothing that was not debited."""
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
+from weakref import ref
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -292,7 +294,7 @@ async def test_what_was_paid_from_a_lease_is_given_back_where_another_limit_refu
 
 
 async def test_what_was_paid_from_a_lease_is_given_back_where_nobody_answers(store: Server) -> None:
-    async with Fleet(store.url, size=1, timeout_ns=20_000_000) as fleet:
+    async with Fleet(store.url, size=1, timeout_ns=300_000_000) as fleet:
         process = fleet.first
         hot, cold = bucket(process, 80), bucket(process, 2, name="cold")
         await heated(process, hot, spent=4)
@@ -400,6 +402,46 @@ async def test_what_a_holder_that_is_gone_had_of_a_quota_is_free_again(valkey: S
         await fleet.advance(ns=1_000)
         assert await fleet.read(meter) == WHOLE - spent
         gone.backend.watched.clear()  # it says nothing at its end
+
+
+@pytest.mark.parametrize(
+    ("store", "limit"),
+    [("tenant", Quota(2 * WHOLE, "day")), ("id", QUOTA)],
+    ids=["another limit", "not listed any more"],
+)
+async def test_a_lease_of_a_quota_that_has_changed_is_given_back_beside_that_of_the_new_one(
+    valkey: Server, store: str, limit: Quota
+) -> None:
+    """Both are noted in one key, as if two had them."""
+    async with Fleet(valkey.url, ManualClock(), instances=WIDE) as fleet:
+        process = fleet.first
+        _, spent = await hot_quota(fleet, process)
+        changed = process.meter("quota", store, limit)
+        spent += await heated(process, changed, spent=5)
+        leases = [lease.left for lease in process.backend.watched]
+        assert leases == [AHEAD, 2]
+        assert await fleet.read(changed) == limit.limit - spent - sum(leases)
+        await fleet.advance(ns=IDLE)
+        await until(lambda: not process.backend.watched, "both are given back")
+        assert await fleet.read(changed) == limit.limit - spent
+
+
+async def test_a_meter_is_forgotten_when_nobody_has_it_and_nothing_of_it_is_leased(valkey: Server) -> None:
+    async with Fleet(valkey.url, ManualClock(), instances=WIDE) as fleet:
+        process, quota = fleet.first, Quota(WHOLE, "day")
+        meters = [bucket(process, 80), process.meter("quota", "tenant", quota)]
+        for meter in meters:
+            await heated(process, meter, spent=4)
+        known = [ref(meter) for meter in meters]
+        del meter, meters
+        gc.collect()
+        assert [bucket(process, 80), process.meter("quota", "tenant", quota)] == [each() for each in known]
+        await fleet.advance(ns=IDLE)
+        await until(lambda: not process.backend.watched, "what is leased is given back")
+        await fleet.settled()
+        gc.collect()
+        assert [each() for each in known] == [None, None]
+        assert await fleet.read(bucket(process, 80)) == 76
 
 
 async def test_what_other_holders_have_of_a_quota_is_theirs(valkey: Server) -> None:

@@ -62,6 +62,24 @@ def bucket(process: Process, burst: int, name: str = "rate", store: str = "tenan
 # How many
 
 
+async def test_what_a_tenant_has_in_flight_counts_as_well_once_it_is_listed(valkey: Server) -> None:
+    async with Fleet(valkey.url, ManualClock(), size=2) as fleet:
+        permits = [
+            process.backend.permit(store, "a", 3)
+            for process, store in ((fleet.first, "id"), (fleet.first, "tenant"), (fleet.processes[1], "tenant"))
+        ]
+        for process, permit in zip([fleet.first, *fleet.processes], permits, strict=True):
+            assert isinstance(await process.with_slot(permit), Verdict)
+        await beat(fleet)
+        assert taken(valkey, permits[0]) == 3
+        for process in fleet.processes:
+            assert await process.with_slot(wish(process, 3)) is FULL
+        for process, permit in zip([fleet.first, *fleet.processes], permits, strict=True):
+            process.backend.release(permit)
+        await beat(fleet)
+        assert taken(valkey, permits[0]) == 0
+
+
 class Callers:
     """Requests of one caller, over all processes, each for as long as it is told."""
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass
 from fractions import Fraction
+from threading import Thread
 from typing import TypeAlias
+from weakref import ref
 
 import pytest
 from hypothesis import assume, given
@@ -414,6 +417,35 @@ def test_the_same_limit_is_the_same_meter() -> None:
     assert bench.meter(Rate(10, HOUR)) is bench.meter(Rate(10, HOUR))
     assert bench.meter(Quota(10, "day")) is bench.meter(Quota(10, "day"))
     assert bench.meter(Rate(10, HOUR)) is not bench.meter(Rate(10, HOUR), store=LISTED)
+
+
+@pytest.mark.parametrize("rate", [Rate(10, HOUR), Quota(10, "day")], ids=["bucket", "quota"])
+def test_a_meter_is_forgotten_with_the_last_who_has_it(rate: Rate | Quota) -> None:
+    bench = Bench(2)
+    meter = bench.meter(rate)
+    known = ref(meter)
+    verdict = bench.share.spend([(meter, b"a", 1)])
+    del meter
+    assert bench.meter(rate) is known() is verdict.charges[0][0]
+    del verdict
+    gc.collect()
+    assert known() is None
+    assert bench.left(bench.meter(rate)) == 4  # its keys are not
+
+
+def test_meters_are_made_while_the_number_of_instances_changes() -> None:
+    """By a thread that compiles a policy, and the event loop's."""
+    bench = Bench(2)
+    meters = [bench.meter(Rate(10, HOUR), f"before {number}") for number in range(2_000)]
+    compiling = Thread(target=lambda: meters.extend(bench.meter(Rate(10, HOUR), str(n)) for n in range(10_000)))
+    compiling.start()
+    changes = 0
+    while compiling.is_alive() or not changes:
+        changes += 1
+        bench.share.instances = 2 + changes % 2
+    compiling.join()
+    bench.share.instances = 5
+    assert [bench.left(meters[at]) for at in (0, 1_999, 2_000, -1)] == [2] * 4
 
 
 def test_quotas_that_become_alike_stay_apart() -> None:

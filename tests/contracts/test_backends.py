@@ -233,7 +233,9 @@ async def test_a_peek_costs_nothing_even_when_nothing_is_left(subject: Subject) 
 @pytest.mark.weak
 async def test_buckets_are_apart_by_key_name_and_store(subject: Subject) -> None:
     rate = Rate(1, HOUR)
-    meters = [subject.backend.meter(name, store, rate) for name in ("a", "b") for store in ("tenant", "address", "state")]
+    meters = [
+        subject.backend.meter(name, store, rate) for name in ("a", "b") for store in ("tenant", "address", "state")
+    ]
     keys = ("acme", "Acme", b"acme", "", b"", "acme ", b"\x00", "\x00", "0")
     for meter in meters:
         for key in keys:
@@ -260,11 +262,26 @@ async def test_a_bucket_whose_rate_changes_keeps_the_fraction_that_is_used(subje
     assert await subject.left((after, "globex", 0)) == [200]
 
 
+@pytest.mark.weak
 async def test_a_quota_whose_limit_changes_keeps_its_count(subject: Subject) -> None:
     before = subject.backend.meter("quota", "tenant", Quota(10, "day"))
     assert await subject.admits((before, "acme", 7))
     for limit, left in ((100, 93), (5, 0), (8, 1)):
         assert await subject.left((subject.backend.meter("quota", "tenant", Quota(limit, "day")), "acme", 0)) == [left]
+
+
+@pytest.mark.weak
+@pytest.mark.parametrize("limit", [Rate(10, HOUR), Quota(10, "day")], ids=str)
+@pytest.mark.parametrize(("before", "after"), [("id", "tenant"), ("tenant", "id")])
+async def test_a_tenant_that_becomes_listed_or_no_longer_is_keeps_what_it_used(
+    subject: Subject, limit: Rate | Quota, before: str, after: str
+) -> None:
+    assert await subject.admits((subject.backend.meter("limit", before, limit), "acme", 3))
+    meter = subject.backend.meter("limit", after, limit)
+    assert await subject.left((meter, "acme", 0)) == [7]
+    assert await subject.admits((meter, "acme", 2))
+    assert await subject.left((subject.backend.meter("limit", before, limit), "acme", 0)) == [5]
+    assert await subject.left((meter, "globex", 0)) == [10]
 
 
 async def test_a_refund_gives_back_and_never_overfills(subject: Subject) -> None:

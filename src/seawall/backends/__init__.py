@@ -28,6 +28,13 @@ elsewhere is to be seen."""
 
 LISTED = "tenant"
 """The store of the tenants that the configuration lists: bounded by it, hence neither capped nor evicted."""
+TENANTS = frozenset({LISTED, "id"})
+"""The stores whose keys are tenants' ids. Who is in one may be in the other after a reload, with what it has used."""
+
+
+def stored(store: str) -> str:
+    """The store under whose name a shared store knows callers: tenants are one, listed or not."""
+    return LISTED if store in TENANTS else store
 
 
 class Meter:
@@ -88,7 +95,10 @@ class Backend(Protocol):
     name: str
 
     def meter(self, name: str, store: str, rate: Rate | Quota) -> Meter:
-        """The meter for a limit. Called when a policy is compiled, never on the request path."""
+        """The meter for a limit: the same one for as long as somebody has it.
+
+        Called when a policy is compiled, in whatever thread, and never on the request path.
+        """
         ...
 
     def spend(self, charges: Sequence[Charge]) -> Verdict | None | Awaitable[Verdict | None]:
@@ -214,4 +224,20 @@ class FleetBackend(SharedBackend, Protocol):
 
     def in_flight(self) -> dict[str, int]:
         """``callers`` of this process with requests in flight, and ``in_flight`` over all of them."""
+        ...
+
+
+@runtime_checkable
+class OperatedBackend(Backend, Protocol):
+    """A backend by which an operator can interfere. What it keeps for others, they see within seconds."""
+
+    blocks: Blocks
+    """Who is kept out. Asked by each request with a tenant, never waited for."""
+
+    async def forget(self, charges: Sequence[tuple[Meter, Key]]) -> None:
+        """Let these callers have spent nothing. Raises `OSError` where a store is away."""
+        ...
+
+    async def block(self, tenant: str, block: Block | None) -> None:
+        """Keep a tenant out until then, or let it in again. Raises `OSError` where a store is away."""
         ...

@@ -30,15 +30,17 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from hashlib import blake2b
 from importlib.util import find_spec
 from random import random as draw
+from threading import Lock
 from time import monotonic_ns, time_ns
 from typing import Any, NamedTuple, TypeVar, cast, final
+from weakref import WeakValueDictionary
 
 import limits
 from limits.aio.storage import Storage
 from limits.errors import ConfigurationError
 from limits.storage import storage_from_string
 
-from seawall.backends import DENIED_FOR, Charge, Failure, Key, Meter, Observer, Verdict
+from seawall.backends import DENIED_FOR, Charge, Failure, Key, Meter, Observer, Verdict, stored
 from seawall.backends.breaker import Breaker
 from seawall.backends.secret import hash_key
 from seawall.backends.share import LocalMeter, LocalShare, locally
@@ -104,7 +106,7 @@ class LimitsMeter(Meter):
         else:
             self.span, self.limit, self.most, kind = 0, rate.limit, rate.limit, f"{rate.span} {rate.zone}"
         self._prefix = prefix
-        self._hash = blake2b(_framed(name, store, kind), digest_size=16, key=secret)
+        self._hash = blake2b(_framed(name, stored(store), kind), digest_size=16, key=secret)
 
     def window(self, key: Key, wall: int) -> _Window:
         """Where ``key`` is counted at ``wall``."""
@@ -205,7 +207,8 @@ class LimitsBackend:
         self._share = LocalShare(max_keys=max_keys, clock=clock, wall_clock=wall_clock)
         self._share.instances = instances or 1
         self._breaker = Breaker(clock, random)
-        self._meters: dict[tuple[str, str, Rate | Quota], LimitsMeter] = {}
+        self._meters: WeakValueDictionary[tuple[str, str, Rate | Quota], LimitsMeter] = WeakValueDictionary()
+        self._making = Lock()
         self._denied: dict[tuple[Charge, ...], tuple[int, Verdict]] | None = {} if deny_cache else None
         self._storages: dict[AbstractEventLoop, _Connected] = {}
         self._pending: set[Task[Any]] = set()
@@ -223,14 +226,15 @@ class LimitsBackend:
 
     def meter(self, name: str, store: str, rate: Rate | Quota) -> LimitsMeter:
         """The meter for a limit; the same one for the same name, store and rate."""
-        known = self._meters.get((name, store, rate))
-        if known is None:
-            # A quota of our own: it remembers the window it is in, by this backend's clock.
-            own = Quota(rate.limit, rate.span, rate.zone) if isinstance(rate, Quota) else rate
-            local = self._share.meter(name, store, own)
-            known = LimitsMeter(name, store, own, local, self._prefix, self._secret)
-            self._meters[name, store, own] = known
-        return known
+        with self._making:
+            known = self._meters.get((name, store, rate))
+            if known is None:
+                # A quota of our own: it remembers the window it is in, by this backend's clock.
+                own = Quota(rate.limit, rate.span, rate.zone) if isinstance(rate, Quota) else rate
+                local = self._share.meter(name, store, own)
+                known = LimitsMeter(name, store, own, local, self._prefix, self._secret)
+                self._meters[name, store, own] = known
+            return known
 
     def spend(
         self, charges: Sequence[Charge], failure: Failure | None = None

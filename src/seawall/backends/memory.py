@@ -22,14 +22,12 @@ from time import monotonic_ns, time_ns
 from typing import Any, cast, final
 from weakref import WeakSet, WeakValueDictionary
 
-from seawall.backends import LISTED, Charge, Key, Meter, Verdict
+from seawall.backends import LISTED, TENANTS, Charge, Key, Meter, Verdict
 from seawall.decision import NEVER, Clock
 from seawall.rate import COUNT_MASK, Quota, Rate, spend, spend_quota
 
 SHARD_KEYS = 2_000
 OVERFLOW_BUCKETS = 64
-_TENANTS = frozenset({LISTED, "id"})
-"""Stores whose keys are tenants' ids: who is in one today may be in the other after a reload."""
 
 
 @final
@@ -147,7 +145,7 @@ class MemoryMeter(Meter):
     def inherited(self, key: Key, now: int, wall: int) -> int | None:
         """The state of ``key`` by this limit, out of the meter of the limit that it was before; taken from there."""
         family = self.family
-        if self.store in _TENANTS:
+        if self.store in TENANTS:
             before = family.listed.get(key)
             if before is not None:
                 return self._take(before, key, now, wall)
@@ -156,7 +154,7 @@ class MemoryMeter(Meter):
                 if (
                     other is not self
                     and other.held
-                    and (other.store == self.store or {other.store, self.store} <= _TENANTS)
+                    and (other.store == self.store or {other.store, self.store} <= TENANTS)
                 ):
                     state = self._take(other, key, now, wall)
                     if state is not None:
@@ -208,6 +206,7 @@ class MemoryBackend:
         self._stores: dict[str, _Store] = {}
         self._meters: WeakValueDictionary[tuple[str, str, Rate | Quota], MemoryMeter] = WeakValueDictionary()
         self._families: dict[tuple[str, type[Rate | Quota]], _Family] = {}
+        self.blocks = Blocks(wall_clock)
         self._making = Lock()
         """A policy that is loaded anew is compiled in another thread."""
 
@@ -226,12 +225,11 @@ class MemoryBackend:
         counts = self._stores.get(counted)
         if counts is None:
             counts = self._stores[counted] = _Store(self._max_keys if capped else -1)
-        if isinstance(rate, Quota):
-            # One of its own: it remembers the window it is in, by this backend's clock.
-            rate = Quota(rate.limit, rate.span, rate.zone)
+        # A quota of its own: it remembers the window it is in, by this backend's clock, and its limit may be a share.
+        own = Quota(rate.limit, rate.span, rate.zone) if isinstance(rate, Quota) else rate
         size = max(257, self._max_keys // SHARD_KEYS | 1) if capped else 1
         family = self._families.setdefault((name, type(rate)), _Family())
-        made = self._meters[name, store, rate] = MemoryMeter(name, store, rate, counts, family, size)
+        made = self._meters[name, store, rate] = MemoryMeter(name, store, own, counts, family, size)
         if capped:
             family.meters.add(made)
         return made
@@ -404,6 +402,22 @@ class MemoryBackend:
             before = meter.overflow.get(shared, full) if meter.scale else full
         shard[key] = before
         return shard, key
+
+    async def forget(self, charges: Sequence[tuple[Meter, Key]]) -> None:
+        """Let these callers have spent nothing."""
+        for meter, key in cast("Sequence[tuple[MemoryMeter, Key]]", charges):
+            shard = meter.locate(key)
+            if key in shard:
+                shard[key] = meter.quota.enter(self._wall()) if meter.quota else self._clock() * meter.scale
+            else:
+                meter.inherited(key, self._clock(), self._wall())
+
+    async def block(self, tenant: str, block: Block | None) -> None:
+        """Keep a tenant out of this process until then, or let it in again."""
+        if block is None:
+            self.blocks.remove(tenant)
+        else:
+            self.blocks.add(tenant, block)
 
     def clear(self) -> None:
         """Forget every key (tests)."""

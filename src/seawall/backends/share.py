@@ -18,7 +18,9 @@ change of N converts no state: what was used stays used.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from threading import Lock
 from typing import Protocol, cast, final
+from weakref import WeakValueDictionary
 
 from seawall.backends import Charge, Failure, Key, Meter, Observer, Verdict
 from seawall.backends.memory import MemoryBackend, MemoryMeter
@@ -58,7 +60,8 @@ class LocalShare:
     def __init__(self, *, max_keys: int, clock: Clock, wall_clock: Clock) -> None:
         self._memory = MemoryBackend(max_keys=max_keys, clock=clock, wall_clock=wall_clock)
         self._wall = wall_clock
-        self._meters: dict[tuple[str, str, Rate | Quota], LocalMeter] = {}
+        self._meters: WeakValueDictionary[tuple[str, str, Rate | Quota], LocalMeter] = WeakValueDictionary()
+        self._making = Lock()
         self._instances = 1
         self._changed = 0
 
@@ -77,19 +80,21 @@ class LocalShare:
         if number != self._instances:
             self._instances = number
             self._changed = self._wall()
-            for meter in self._meters.values():
-                if meter.inner is not None:
-                    self._fit(meter, meter.inner)
+            with self._making:
+                for meter in self._meters.values():
+                    if meter.inner is not None:
+                        self._fit(meter, meter.inner)
 
     def meter(self, name: str, store: str, rate: Rate | Quota) -> LocalMeter:
         """The meter for a limit; the same one for the same name, store and rate.
 
         It keeps ``rate`` itself, so that a quota is in the window that the last verdict is about.
         """
-        known = self._meters.get((name, store, rate))
-        if known is None:
-            known = self._meters[name, store, rate] = LocalMeter(name, store, rate)
-        return known
+        with self._making:
+            known = self._meters.get((name, store, rate))
+            if known is None:
+                known = self._meters[name, store, rate] = LocalMeter(name, store, rate)
+            return known
 
     def spend(self, charges: Sequence[Charge]) -> Verdict:
         """Take all of ``charges``, whose meters are all `LocalMeter`, or none.

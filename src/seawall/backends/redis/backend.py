@@ -13,10 +13,12 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from os import getpid
 from secrets import randbits
+from threading import Lock
 from time import monotonic_ns, time_ns
 from typing import Any, cast, final
+from weakref import WeakValueDictionary
 
-from seawall.backends import DENIED_FOR, FULL, Charge, Failure, Full, Key, Observer, Permit, Verdict
+from seawall.backends import DENIED_FOR, FULL, Charge, Failure, Full, Key, Observer, Permit, Verdict, stored
 from seawall.backends.redis.address import Address, parse
 from seawall.backends.redis.asks import DEBIT, REFUND
 from seawall.backends.redis.keys import Names
@@ -84,7 +86,8 @@ class RedisBackend:
         self._leases = leases
         self._expected = instances
         self._deny_cache = deny_cache
-        self._meters: dict[tuple[str, str, Rate | Quota], SharedMeter] = {}
+        self._meters: WeakValueDictionary[tuple[str, str, Rate | Quota], SharedMeter] = WeakValueDictionary()
+        self._making = Lock()
         self._ahead_ns: int | None = None
         self._heard = 0
         self._process = getpid()
@@ -102,12 +105,13 @@ class RedisBackend:
 
     def meter(self, name: str, store: str, rate: Rate | Quota) -> SharedMeter:
         """The meter for a limit; the same one for the same name, store and rate."""
-        known = self._meters.get((name, store, rate))
-        if known is None:
-            local = self.share.meter(name, store, rate)
-            kind: Any = BucketMeter if isinstance(rate, Rate) else QuotaMeter
-            known = self._meters[name, store, rate] = kind(name, store, rate, self.names, local)
-        return known
+        with self._making:
+            known = self._meters.get((name, store, rate))
+            if known is None:
+                local = self.share.meter(name, store, rate)
+                kind: Any = BucketMeter if isinstance(rate, Rate) else QuotaMeter
+                known = self._meters[name, store, rate] = kind(name, store, rate, self.names, local)
+            return known
 
     def wall(self) -> int:
         """The server's time in nanoseconds since the epoch, as far as is known."""
@@ -127,8 +131,9 @@ class RedisBackend:
         here = self.clock()
         ahead, before = now * MICROSECOND - here, self._ahead_ns
         if before is None:
-            for meter in self._meters.values():
-                meter.forget_window()  # it was this process's clock that said which it is
+            with self._making:
+                for meter in self._meters.values():
+                    meter.forget_window()  # it was this process's clock that said which it is
         elif 0 < before - ahead < SECOND:
             ahead = max(ahead, before - (here - self._heard) // 1_000)
         self._ahead_ns, self._heard = ahead, here
@@ -197,6 +202,7 @@ class RedisBackend:
 
     def permit(self, store: str, key: Key, limit: int) -> SlotPermit:
         """A wish for one of ``limit`` slots over the whole fleet, to hand to `spend_with`."""
+        store = stored(store)
         holding = self.slots.holdings.get((store, key))
         if holding is None:
             holding = self.slots.add(store, key, limit, self.clock())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from struct import Struct
 from typing import Protocol, TypeAlias, final
 
-from seawall.backends import Key, Meter
+from seawall.backends import LISTED, Key, Meter, stored
 from seawall.backends.redis.keys import Names
 from seawall.backends.redis.leases import HELD, SPENT_BY, Lease
 from seawall.backends.share import LocalMeter
@@ -44,8 +44,8 @@ class BucketMeter(Meter):
         super().__init__(name, store, rate)
         self.bucket = rate
         self.local = local
-        self.tags = names.tags(store)
-        self.suffix = names.limit("rate", name, store)
+        self.tags = names.tags(stored(store))
+        self.suffix = names.limit("rate", name, stored(store))
         self.per_us = MICROSECOND * rate.scale
         if rate.ceiling // self.per_us >= _LONGEST_US:
             raise ValueError(f"the limit {name!r} takes more than 35 years to refill: lower its burst")
@@ -114,16 +114,17 @@ class BucketMeter(Meter):
 class QuotaMeter(Meter):
     """A calendar quota in Redis. ``local`` and ``denied`` are as a bucket's."""
 
-    __slots__ = ("_base", "_records", "denied", "leases", "local", "quota", "suffix", "tags")
+    __slots__ = ("_base", "_mark", "_records", "denied", "leases", "local", "quota", "suffix", "tags")
 
     def __init__(self, name: str, store: str, rate: Quota, names: Names, local: LocalMeter) -> None:
         # One of its own: it remembers the window it is in, by the server's clock.
         self.quota = Quota(rate.limit, rate.span, rate.zone)
         super().__init__(name, store, self.quota)
         self.local = local
-        self.tags = names.tags(store)
-        self.suffix = names.limit("quota", name, store, rate.span, rate.zone)
+        self.tags = names.tags(stored(store))
+        self.suffix = names.limit("quota", name, stored(store), rate.span, rate.zone)
         self._base = 0
+        self._mark = rate.limit << 2 | (store == LISTED) << 1
         self._records: dict[int, bytes] = {}
         self.denied: dict[Key, tuple[int, int, int]] = {}
         self.leases: dict[Key, Lease] = {}
@@ -154,7 +155,7 @@ class QuotaMeter(Meter):
     def record(self, cost: int, lease: int, clock: ServerClock, holder: int = 0, mine: int = 0) -> bytes:
         """A charge of ``cost`` in the window that the server's ``clock`` is in, as far as is known, and the wish of
         ``holder`` for ``lease`` units ahead, who has ``mine`` if it is refused. Without a holder nothing is noted of
-        who has how much."""
+        who has how much. Two meters of one key, as after a change of the limit, are noted as two holders."""
         quota = self.quota
         if quota.enter(clock.wall()) != self._base:
             self._base = quota.base
@@ -164,7 +165,8 @@ class QuotaMeter(Meter):
         record = None if holder else self._records.get(at)
         if record is None:
             window = (quota.start_ns // MICROSECOND, quota.end_ns // MICROSECOND)
-            record = _QUOTA.pack(1, *window, quota.limit, cost, lease, holder, mine, HELD // MICROSECOND, sure)
+            who = holder and holder ^ self._mark
+            record = _QUOTA.pack(1, *window, quota.limit, cost, lease, who, mine, HELD // MICROSECOND, sure)
             if not holder:
                 if len(self._records) >= _MOST_RECORDS:
                     self._records.clear()
