@@ -23,6 +23,7 @@ from typing import Any, cast, final
 from weakref import WeakSet, WeakValueDictionary
 
 from seawall.backends import LISTED, TENANTS, Charge, Key, Meter, Verdict
+from seawall.blocks import Block, Blocks
 from seawall.decision import NEVER, Clock
 from seawall.rate import COUNT_MASK, Quota, Rate, spend, spend_quota
 
