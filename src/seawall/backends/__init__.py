@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Sequence
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
+from seawall.blocks import Block, Blocks
 from seawall.rate import SECOND, Quota, Rate
 
 Key: TypeAlias = str | bytes
