@@ -11,7 +11,7 @@ BENCH_ARGS ?=
 BENCHMARKS = $(wildcard $(patsubst %,benchmarks/%.py,overhead redis))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-only test-all test-oldest lint format bench clean check-python
+.PHONY: help demo test test-only test-all test-oldest lint format bench docs clean check-python
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -60,6 +60,11 @@ bench: .venv-bench/.installed ## the benchmarks, beside other limiters
 	@echo "== overload, simulated"; PYTHONPATH=. .venv-bench/bin/python -m benchmarks.overload
 	@echo "== overload, on real servers"; PYTHONPATH=. .venv-bench/bin/python -m benchmarks.overload.real
 	@.venv-bench/bin/python benchmarks/readme.py
+
+docs: $(VENV)/.installed ## the documentation, as a site in build/docs; whatever is wrong in it is an error
+	@$(BIN)/python docs/generate.py
+	@$(BIN)/sphinx-build -W --keep-going -n -q -b html docs build/docs
+	@echo "built: build/docs/index.html"
 
 clean: ## remove environments, caches and build results
 	rm -rf .venv .venv-* build dist htmlcov .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

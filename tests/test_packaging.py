@@ -122,12 +122,12 @@ def test_the_installed_version_is_the_one_of_the_source() -> None:
 
 
 def test_the_extras_are_the_documented_ones() -> None:
-    assert set(EXTRAS) == {"redis", "client", "cli", "dev", "bench"}
+    assert set(EXTRAS) == {"redis", "client", "cli", "docs", "dev", "bench"}
 
 
 def test_dev_has_everything_a_user_can_install() -> None:
     [itself] = [Requirement(line) for line in EXTRAS["dev"] if line.startswith("seawall")]
-    assert itself.extras == {"redis", "client", "cli"}
+    assert itself.extras == {"redis", "client", "cli", "docs"}
 
 
 @pytest.mark.parametrize("extra", ["", "redis", "client", "cli"])
