@@ -20,22 +20,23 @@ from functools import partial
 from hashlib import sha256
 from os import PathLike
 from time import monotonic_ns, time, time_ns
-from typing import Any, TypeAlias, TypeVar, final
+from typing import Any, NamedTuple, TypeAlias, TypeVar, final
 from weakref import WeakSet, WeakValueDictionary
 
 from prometheus_client import CollectorRegistry
 from starlette.exceptions import HTTPException
 
-from seawall import advice
+from seawall import advice, operate
 from seawall._version import __version__
 from seawall.admission import GONE, Denied
-from seawall.backends import Backend, SharedBackend
+from seawall.backends import Backend, Key, OperatedBackend, SharedBackend
 from seawall.backends.memory import MemoryBackend
+from seawall.blocks import Block, Blocks
 from seawall.config import ConfigError, load_mapping, simple
-from seawall.config.diagnostics import Diagnostic
+from seawall.config.diagnostics import Diagnostic, printable
 from seawall.decision import Clock, Mode, Outcome, Refusal
 from seawall.exchange import SCOPE_KEY, ASGIApp, Exchange, Message, Passed, Receive, Scope, Send, current_exchange
-from seawall.gate import Gate, Identify
+from seawall.gate import NOBODY, Gate, Identify
 from seawall.identity import NetworkSet, is_forwarded, tenant_id
 from seawall.metrics import (
     ALLOWED,
@@ -62,10 +63,13 @@ from seawall.metrics import (
 )
 from seawall.notation import NotationError, RateLike, parse_quota, parse_rates
 from seawall.policy import BackendSettings, Per, Plan, Policy, Route, RouteLimit
-from seawall.rate import Quota, Rate
+from seawall.rate import SECOND, Quota, Rate
+from seawall.refusals import Refusals
 from seawall.responses import Header, Prepared, grpc_headers, wants_html
 from seawall.routing import has_control_character, path_below_root
 from seawall.stages import CALLER, TenantConcurrency
+from seawall.status import ActionError, StatusPage, document
+from seawall.status.document import MOST_REFUSED, instant
 from seawall.watch import Watch, on_hangup
 
 OnReject: TypeAlias = Callable[[Any, Refusal], "ASGIApp | None | Awaitable[ASGIApp | None]"]
@@ -115,7 +119,8 @@ class Middleware:
         self.app = app
         self._watch = policy if isinstance(policy, Watch) else None
         self.policy = policy = policy.policy if isinstance(policy, Watch) else policy
-        self._loaded_at = time()
+        self._started = time()
+        self.refusals = Refusals()
         self._inner = [link for link in advice.chain(app) if isinstance(link, Middleware)]
         # What stands further in with the same policy is done here, in one decision; there it finds itself covered.
         absorbed = [inner for inner in self._inner if _same(inner.policy, policy)]
@@ -171,14 +176,26 @@ class Middleware:
     def _put_in_force(self, policy: Policy, gate: Gate) -> None:
         """Decide by ``gate`` from now on. Nothing here may fail, for it is too late to go back."""
         self.policy, self.gate = policy, gate
-        self._metrics_path = policy.metrics.path
-        self._metrics_allow = None if policy.metrics.allow is None else NetworkSet(policy.metrics.allow)
+        self._pages = self._pages_of(policy)
+        self._blocks = gate.backend.blocks if isinstance(gate.backend, OperatedBackend) else _NO_BLOCKS
         self._looks = _FORWARDING_LOOKS if gate.clients.trusts_nobody else 0
         self._decision_seconds = self._cells.index(DECISION_DURATION, gate.backend.name)
         if gate.shared is not None:
             gate.shared.observer = BackendCalls(gate.shared.name, self._cells)
         elif self.given_backend is None and isinstance(gate.backend, MemoryBackend):
             gate.backend.resize(policy.backend.max_keys)
+
+    def _pages_of(self, policy: Policy) -> dict[str, _Page]:
+        """What is answered here, by path."""
+        pages = {}
+        if policy.metrics.path is not None:
+            allow = None if policy.metrics.allow is None else NetworkSet(policy.metrics.allow)
+            pages[policy.metrics.path] = _Page(self._metrics_app, _READS, allow)
+        status = policy.status
+        if status is not None:
+            app: ASGIApp = StatusPage(self.status, token=status.token, act=self._act)
+            pages[status.path] = _Page(app, _READS | {"POST"}, NetworkSet(status.allow))
+        return pages
 
     def prepare(self, policy: Policy) -> Callable[[], None]:
         """See `seawall.watch.Subscriber`."""
@@ -230,8 +247,9 @@ class Middleware:
         if seen is not None and self._is_covered_by(seen, scope):
             return await self.app(scope, receive, send)
         path = path_below_root(scope, self._root) if self._root or scope.get("root_path") else scope["path"]
-        if path == self._metrics_path and method in _READS and kind == "http":
-            return await self._serve_metrics(seen, scope, receive, send)
+        page = self._pages.get(path)
+        if page is not None and kind == "http" and method in page.methods:
+            return await self._serve_page(page, seen, scope, receive, send)
         if not path.isprintable() and has_control_character(path) and gate.policy.mode is not Mode.OFF:
             return await self._turn_away(_CONTROL_CHARACTER, gate.policy.mode, seen, scope, receive, send)
         position = gate.routes.match(path, method)
@@ -253,6 +271,8 @@ class Middleware:
             tenant = seen.tenant
         else:
             tenant = await self._identified(seen, scope)
+        if self._blocks and tenant is not None and self._blocks.of(tenant) is not None:
+            return await self._turn_away(_DENIED, gate.modes[position], seen, scope, receive, send, tenant)
         found = gate.lane(scope, position, tenant, address)
         if found is None:
             return await self._turn_away(_UNIDENTIFIED, gate.modes[position], seen, scope, receive, send)
@@ -429,6 +449,7 @@ class Middleware:
         scope: Scope,
         receive: Receive,
         send: Send,
+        caller: Key = NOBODY,
     ) -> None:
         """Refuse somebody who has no lane (400, 401 or 403), or in shadow mode say that one would have."""
         spec = REJECTIONS if mode is Mode.ENFORCE else SHADOW_REJECTIONS
@@ -438,7 +459,8 @@ class Middleware:
             return await self._serve_passed(seen, scope, receive, send)
         if type(seen) is Exchange:
             return await seen.refuse(denied)
-        self._count_nobody(DENIED, seen)
+        self._count_nobody(DENIED, seen, caller if isinstance(caller, str) else None)
+        self.refusals.note(caller, denied.reason, "", "none")
         await self.deliver(self.gate.answers.prepare(denied), None, [], scope, receive, send)
 
     async def deliver(
@@ -510,22 +532,24 @@ class Middleware:
             self._count_nobody(CANCELLED, seen)
             raise
 
-    async def _serve_metrics(self, seen: Exchange | Passed | None, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a scrape, if this peer may scrape: 404 like any path that does not exist, if not."""
+    async def _serve_page(
+        self, page: _Page, seen: Exchange | Passed | None, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Answer for Seawall itself, if this peer may ask: 404 like any path that does not exist, if not."""
         self._count_nobody(EXEMPT, seen)
-        if self._may_scrape(scope):
-            return await self._metrics_app(scope, receive, send)
+        if self._may_see(page, scope):
+            return await page.app(scope, receive, send)
         headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"9")]
         await send({"type": "http.response.start", "status": 404, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else b"Not Found"})
 
-    def _may_scrape(self, scope: Scope) -> bool:
+    def _may_see(self, page: _Page, scope: Scope) -> bool:
         """Whether the direct peer is allowed, and whoever it forwards for.
 
         Forwarding headers from a peer that is no trusted proxy are refused, or an nginx on the same machine, which is
         not configured anywhere, would open a path meant for localhost to everybody.
         """
-        allowed = self._metrics_allow
+        allowed = page.allow
         if allowed is None:
             return True
         clients = self.gate.clients
@@ -583,6 +607,49 @@ class Middleware:
             "streams": {} if gate.streams is None else dict(gate.streams.open),
         }
 
+    def status(self) -> dict[str, Any]:
+        """The document of the status page: what holds, how reloads went, what is counted and held, who was refused."""
+        gate, watch = self.gate, self._watch
+        return document(
+            self.policy,
+            now=time(),
+            started=self._started,
+            counts=[(spec.name, labels, self._cells.values[at]) for spec, labels, at in self._cells.series()],
+            held=self.statistics(),
+            up=gate.shared is None or gate.shared.up,
+            reload=None if watch is None else watch.state,
+            files=() if watch is None else [str(file) for file in watch.files],
+            refused=self.refusals.busiest(MOST_REFUSED, gate.caller),
+            blocked=[
+                {"tenant": tenant, "until": instant(block.until / SECOND), "reason": block.reason}
+                for tenant, block in self._blocks
+            ],
+            history=(),
+        )
+
+    async def _act(self, action: str, given: dict[str, Any]) -> dict[str, Any]:
+        """Do what an operator asks for by the status page."""
+        tenant = given["tenant"]
+        try:
+            if action == "reset":
+                done: dict[str, Any] = {"reset": await operate.reset(self.gate, tenant)}
+            elif action == "show":
+                return await operate.show(self.gate, self._blocks, tenant)
+            else:
+                until = None
+                if action == "block":
+                    until = Block(self._wall_clock() + int(given["seconds"] * SECOND), given.get("reason", ""))
+                await operate.block(self.gate.backend, tenant, until)
+                done = {"blocked": action == "block"}
+        except operate.CannotOperate as error:
+            raise ActionError(str(error), 409) from None
+        except OSError as error:
+            raise ActionError(f"the store does not answer: {error}", 503) from None
+        logger.warning(
+            "an operator has asked to %s %s", action, printable(tenant), extra={"event": action, "tenant": tenant}
+        )
+        return {"tenant": tenant, **done}
+
     def readings(self) -> Iterable[Reading]:
         """Metrics that are read off at a scrape."""
         if self.gate.turnstile is not None:
@@ -596,7 +663,7 @@ class Middleware:
             for rule, count in self.gate.streams.open.items():
                 yield STREAMS, (rule,), count
         yield CONFIG_INFO, (self.policy.digest[:12], self.policy.mode.name.lower()), 1
-        yield LAST_RELOAD, (), self._loaded_at if self._watch is None else self._watch.state.loaded_at
+        yield LAST_RELOAD, (), self._started if self._watch is None else self._watch.state.loaded_at
         yield BUILD_INFO, (__version__,), 1
 
     def before_scrape(self) -> None:
@@ -625,6 +692,14 @@ def _is_refusal(error: BaseException) -> bool:
     if isinstance(error, BaseExceptionGroup):
         return all(map(_is_refusal, error.exceptions))
     return isinstance(error, LimitExceeded)
+
+
+class _Page(NamedTuple):
+    """What Seawall answers itself on a path: with which methods, and to which peers (``None``: to all)."""
+
+    app: ASGIApp
+    methods: frozenset[str]
+    allow: NetworkSet | None
 
 
 @final
@@ -962,6 +1037,7 @@ async def _gone() -> Message:
     return {"type": "http.disconnect"}
 
 
+_NO_BLOCKS = Blocks(time_ns)
 _CONTROL_CHARACTER = Denied(400, "denied")
 _DENIED = Denied(403, "denied")
 _UNIDENTIFIED = Denied(401, "unidentified")

@@ -15,6 +15,7 @@ from seawall.decision import Outcome
 from seawall.gate import Gate, Identify, Lane
 from seawall.metrics import DENIED, EXPIRED, LIMITED, SHED
 from seawall.overload.queue import DONE
+from seawall.refusals import Refusals
 from seawall.responses import Header, Prepared, Spent, closest, grows, policy_header
 
 Scope: TypeAlias = MutableMapping[str, Any]
@@ -55,6 +56,7 @@ class Shell(Protocol):
     identify: Identify | None
     on_reject: Callable[..., Any] | None
     parts: frozenset[str]
+    refusals: Refusals
 
     async def deliver(
         self,
@@ -220,6 +222,8 @@ class Exchange(Ticket):
         self.refused = self.answered = self.muted = True
         outcome = _REFUSED.get(denied.reason, DENIED)
         self.count(outcome)
+        policy = denied.waits[0][0] if denied.waits else ""
+        self.shell.refusals.note(self.principal, denied.reason, policy, self.terms.route.name)
         answers = self.gate.answers
         if outcome is SHED and self.shell.on_reject is None:
             # What an overloaded service does most, and what caps its goodput: 3 of 13 us less than the whole way.

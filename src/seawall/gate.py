@@ -14,7 +14,7 @@ from seawall.admission import DEFAULT_ROUTE, Admission, Closest, Denied, Entry, 
 from seawall.backends import Backend, Charge, FleetBackend, Key, SharedBackend, Verdict
 from seawall.decision import Clock, Mode
 from seawall.hints import Hint, Hints
-from seawall.identity import ClientIP, NetworkSet, TenantSource
+from seawall.identity import ClientIP, NetworkSet, TenantSource, show_address
 from seawall.metrics import (
     ALLOW,
     ALLOWED,
@@ -335,6 +335,24 @@ class Gate:
         at = self._waits[klass][result]
         self.cells.values[at + bisect_left(_WAIT_BOUNDS, waited)] += 1
         self.cells.values[at + len(_WAIT_BOUNDS) + 1] += waited
+
+    def caller(self, key: Key) -> tuple[str, str]:
+        """Who a key is of, for the status page, and of what kind."""
+        if isinstance(key, str):
+            return key, "tenant"
+        if key == NOBODY:
+            return "anonymous", "anonymous"
+        shown = show_address(key)
+        prefix = self.policy.identity.ipv6_prefix
+        return (f"{shown}/{prefix}" if len(key) == 16 and prefix < 128 else shown), "address"
+
+    def lanes_of(self, tenant: str) -> list[Lane]:
+        """All lanes of a tenant: of the default rule, then of each in the file."""
+        callers = self._listed.get(tenant) or self._others
+        if callers is None:
+            return []
+        rules = range(-1, len(self.policy.routes))
+        return [callers.lanes[position] or self._open_lane(callers, position) for position in rules]
 
     def entries(self, limit: Any, lane: Lane) -> list[Entry]:
         """The entries that a limit outside the policy has for the callers of ``lane``."""
