@@ -2,7 +2,8 @@
 
 What is behind the language of a fenced block says what becomes of it:
 
-    ```python              runs; the blocks of a page share their names, and functions called test_* are called
+    ```python              runs, with an application called `app`; the blocks of a page share all other names, and
+                           functions called test_* are called
     ```python app.py       the same, and the file is there for what comes below
     ```python theirs       another library's: it has to be Python, and does not run
     ```yaml                a configuration or a part of one, without mistakes
@@ -187,8 +188,7 @@ class Reader:
         if "theirs" in block.words:
             return
         self.write(block)
-        if block.file is not None:
-            self.names["app"] = _application()
+        self.names["app"] = _application()
         exec(code, self.names)
         for name in [name for name in self.names if name.startswith("test_")]:
             self.names.pop(name)()
