@@ -49,6 +49,7 @@ _SPELLINGS: dict[int, tuple[str, ...]] = {
 }
 _UNITS = {spelling: ns for ns, spellings in _SPELLINGS.items() for spelling in spellings}
 _SHORTEST = {ns: spellings[0] for ns, spellings in _SPELLINGS.items()}
+_WHOLE = dict(zip(_SPELLINGS, ("ms", "second", "minute", "hour", "day", "week", "month", "year"), strict=True))
 _WORDS = ("second", "minute", "hour", "day", "week", "month", "year", "ms", "sec", "min")
 
 _COUNT = r"[0-9]+(?:_[0-9]+)*"
@@ -294,6 +295,26 @@ def parse_duration(text: str) -> int:
             better = f"{exact / MILLISECOND}ms"
             raise NotationError(f"{shorten(bare)} is not whole; did you mean {shorten(better)}?", A_DURATION)
     raise NotationError(f"{shorten(bare)} is not a duration; write {A_DURATION}", A_DURATION)
+
+
+def rate_text(rate: Rate) -> str:
+    """``rate`` as it is written: ``10/second``, ``5/15min``, ``100/second (burst 300)`` where it has one of its own."""
+    unit = next((unit for unit in reversed(_SPELLINGS) if rate.period_ns % unit == 0), 1)
+    count = rate.period_ns // unit
+    span = _WHOLE.get(unit, "ns") if count == 1 else f"{count}{_SHORTEST.get(unit, 'ns')}"
+    burst = f" (burst {rate.burst:_})" if rate.burst != rate.amount else ""
+    return f"{rate.amount:_}/{span}{burst}"
+
+
+def quota_text(quota: Quota) -> str:
+    """``quota`` as it is written: ``10_000/day``, ``10_000/day (Europe/Berlin)`` in a zone of its own."""
+    return f"{quota.limit:_}/{quota.span}" + ("" if quota.zone == "UTC" else f" ({quota.zone})")
+
+
+def duration_text(length_ns: int) -> str:
+    """A duration as it is written, in the largest unit in which it is whole: ``250ms``, ``90s``, ``2h``."""
+    units = ((DAY, "d"), (HOUR, "h"), (MINUTE, "m"), (SECOND, "s"), (MILLISECOND, "ms"), (1, "ns"))
+    return next(f"{length_ns // unit}{spelling}" for unit, spelling in units if length_ns % unit == 0)
 
 
 def _not_text(value: object, unit: str, expected: str) -> str:
