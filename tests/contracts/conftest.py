@@ -10,7 +10,7 @@ import limits
 import pytest
 
 import stores
-from contracts.subjects import Counted, Served, Subject, awaited, memory
+from contracts.subjects import Counted, Served, Subject, awaited, documented, memory
 from seawall.testing import ManualClock
 
 Make: TypeAlias = Callable[[], Subject]
@@ -31,6 +31,7 @@ def sentinels() -> Iterator[stores.Sentinels]:
 EXACT = [
     "memory",
     "awaited",
+    "documented",
     "redis",
     pytest.param("sentinel", marks=pytest.mark.slow),
     pytest.param("cluster", marks=pytest.mark.slow),
@@ -56,6 +57,8 @@ def make(request: pytest.FixtureRequest) -> Make:
             kind = memory
         case "awaited":
             kind = awaited
+        case "documented":
+            kind = documented
         case "limits":
             if int(limits.__version__.partition(".")[0]) < 5:
                 pytest.skip(f"the limits backend needs limits 5, and this is {limits.__version__}")

@@ -9,9 +9,10 @@ from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 from uuid import uuid4
 
+from pages import DOCS, blocks
 from seawall.backends import Backend, Charge, Verdict
 from seawall.backends.limits import LimitsBackend
 from seawall.backends.memory import MemoryBackend
@@ -83,6 +84,19 @@ class Awaited:
 
 def awaited(clock: ManualClock) -> Subject:
     return Subject(Awaited(MemoryBackend(clock=clock, wall_clock=clock.wall_ns)), clock)
+
+
+@cache
+def _documented() -> Any:
+    """The backend that the documentation writes."""
+    [block] = [block for block in blocks(DOCS / "extending.md", "python") if "class DictBackend" in block.text]
+    names: dict[str, Any] = {}
+    exec(compile(block.text.partition("\napp.")[0], str(block), "exec"), names)
+    return names["DictBackend"]
+
+
+def documented(clock: ManualClock) -> Subject:
+    return Subject(_documented()(clock=clock, wall_clock=clock.wall_ns), clock)
 
 
 @dataclass
