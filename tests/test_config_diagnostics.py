@@ -95,10 +95,10 @@ def test_json_has_every_field() -> None:
 
 
 def test_github_gets_one_command_a_mistake() -> None:
-    found = Diagnostic("a,b:c%.yaml", 3, 4, "warning", "W100", "50% of\nit: x, y", "a.b")
-    title = CODES["W100"].replace(",", "%2C")
+    found = Diagnostic("a,b:c%.yaml", 3, 4, "warning", "W001", "50% of\nit: x, y", "a.b")
+    title = CODES["W001"].replace(",", "%2C")
     assert render([found], "github") == (
-        f"::warning file=a%2Cb%3Ac%25.yaml,line=3,col=4,title=W100%3A {title}::50%25 of\\x0ait: x, y (a.b)"
+        f"::warning file=a%2Cb%3Ac%25.yaml,line=3,col=4,title=W001%3A {title}::50%25 of\\x0ait: x, y (a.b)"
     )
     nowhere = Diagnostic("f.yaml", 0, 0, "error", "E000", "gone")
     assert render([nowhere], "github").startswith("::error file=f.yaml,title=E000%3A ")

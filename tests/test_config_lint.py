@@ -415,21 +415,15 @@ def test_a_time_out_that_requests_would_feel_is_reported(
     assert warnings(f"backend: {{timeout: {timeout}}}\n") == []
 
 
-# Not yet
-
-
 @pytest.mark.parametrize(
-    ("text", "path"),
+    "text",
     [
-        ("status: {allow: ['::1']}\n", "status"),
+        "reload: 5s\n",
+        "status: {allow: ['::1']}\n",
+        "backend: {type: memory}\n",
+        "priorities: {normal: {}}\n",
+        "backend: {}\n",
     ],
 )
-def test_what_is_only_checked_so_far_is_warned_about_once(text: str, path: str) -> None:
-    assert warnings(text) == [("W100", path)]
-
-
-@pytest.mark.parametrize(
-    "text", ["reload: off\n", "backend: {type: memory}\n", "priorities: {normal: {}}\n", "backend: {}\n"]
-)
-def test_what_is_off_is_not_warned_about(text: str) -> None:
+def test_what_says_what_it_does_is_not_warned_about(text: str) -> None:
     assert warnings(text) == []

@@ -125,7 +125,7 @@ def test_the_three_middlewares_take_the_same_arguments_beside_their_own() -> Non
 
     shared = ["self", "app", "config", "backend", "identify", "on_reject", "registry", "clock"]
     own = {
-        seawall.Seawall: ["default"],
+        seawall.Seawall: ["default", "tenants"],
         seawall.RateLimitMiddleware: ["limit", "per"],
         seawall.QuotaMiddleware: ["limit", "zone", "per"],
     }

@@ -27,7 +27,6 @@ from benchmarks.overload.servers import SUBJECTS
 from fastapi import FastAPI
 
 from seawall import Seawall
-from seawall.config.pending import PENDING
 from seawall.gate import RESULTS
 from seawall.metrics import SPECS
 from seawall.overload import laws, thresholds
@@ -230,13 +229,6 @@ def test_the_table_of_metrics_has_their_names_and_labels() -> None:
     assert {name: labels for name, labels in named.items() if labels} == {
         name: known[name] for name, labels in named.items() if labels
     }
-
-
-def test_everything_that_is_checked_and_not_enforced_is_named() -> None:
-    section = TEXT.partition("## What it does not do")[2].partition("\n## ")[0]
-    names = {next(step for step in reversed(pending.path) if step not in ("*", "type")) for pending in PENDING}
-    above = {"queue": "priorities", "min_share": "priorities"}
-    assert [name for name in sorted(names) if f"`{above.get(name, name)}`" not in section and name not in section] == []
 
 
 def test_workers_share_what_they_count_where_the_file_says_so(workplace: Path) -> None:

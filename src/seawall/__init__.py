@@ -13,6 +13,7 @@ from seawall.asgi import (
     QuotaMiddleware,
     RateLimitMiddleware,
     Seawall,
+    reload,
 )
 from seawall.backends.memory import MemoryBackend
 from seawall.config import ConfigError, load
@@ -20,7 +21,6 @@ from seawall.decision import Decision, Refusal
 from seawall.endpoint import charge, limit, time_left, usage
 from seawall.metrics import metrics_app
 from seawall.policy import Policy
-from seawall.watch import reload
 from seawall.responses import EXPOSE_HEADERS
 
 __all__ = [

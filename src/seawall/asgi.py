@@ -35,6 +35,7 @@ from seawall.blocks import Block, Blocks
 from seawall.config import ConfigError, load_mapping, simple
 from seawall.config.diagnostics import Diagnostic, printable
 from seawall.decision import Clock, Mode, Outcome, Refusal
+from seawall.directory import Asked, Directory, Known, LookUp
 from seawall.exchange import SCOPE_KEY, ASGIApp, Exchange, Message, Passed, Receive, Scope, Send, current_exchange
 from seawall.gate import NOBODY, Gate, Identify
 from seawall.identity import NetworkSet, is_forwarded, tenant_id
@@ -70,7 +71,7 @@ from seawall.routing import has_control_character, path_below_root
 from seawall.stages import CALLER, TenantConcurrency
 from seawall.status import ActionError, StatusPage, document
 from seawall.status.document import MOST_REFUSED, instant
-from seawall.watch import Watch, on_hangup
+from seawall.watch import Watch, on_hangup, reload_all
 
 OnReject: TypeAlias = Callable[[Any, Refusal], "ASGIApp | None | Awaitable[ASGIApp | None]"]
 Config: TypeAlias = "str | PathLike[str] | Mapping[str, Any] | Policy"
@@ -114,6 +115,7 @@ class Middleware:
         on_reject: OnReject | None = None,
         registry: CollectorRegistry | None = None,
         clock: Clock | None = None,
+        tenants: LookUp | None = None,
         random: Callable[[], float] = random_module.random,
     ) -> None:
         self.app = app
@@ -131,6 +133,7 @@ class Middleware:
         self.identify: Identify | None = identify
         self.on_reject: OnReject | None = on_reject
         self._clock = clock or monotonic_ns
+        self._directory = None if tenants is None else Directory(tenants, self._clock)
         self.given_backend: Backend | None = backend
         self._wall_clock: Clock = getattr(clock, "wall_ns", time_ns)
         self._random = random
@@ -150,8 +153,9 @@ class Middleware:
 
     def _gate(self, policy: Policy, before: Gate | None = None) -> Gate:
         """What ``policy`` needs at run time. Raises `ConfigError` where it cannot be had."""
-        if policy.default_plan is None and self.identify is not None:
-            raise misuse("identify= may name tenants that the file does not list: set defaults.plan")
+        if policy.default_plan is None and (self.identify is not None or self._directory is not None):
+            given = "identify=" if self._directory is None else "tenants="
+            raise misuse(f"{given} may name tenants that the file does not list: set defaults.plan")
         return Gate(
             policy,
             self._backend(policy.backend, before),
@@ -200,6 +204,11 @@ class Middleware:
     def prepare(self, policy: Policy) -> Callable[[], None]:
         """See `seawall.watch.Subscriber`."""
         return partial(self._follow, policy, self._gate(policy, before=self.gate))
+
+    def forget_tenants(self) -> None:
+        """Have ``tenants`` asked anew for everybody."""
+        if self._directory is not None:
+            self._directory.forget()
 
     def _follow(self, policy: Policy, gate: Gate) -> None:
         before = self.gate.shared
@@ -265,7 +274,10 @@ class Middleware:
             address = gate.clients.bucket(client)
         if self._looks:
             self._look_for_proxies(scope)
-        if self.identify is None:
+        known = None
+        if self._directory is not None:
+            tenant, known = await self._known(self._directory, seen, scope)
+        elif self.identify is None:
             tenant = gate.tenants.find(scope)
         elif type(seen) is Exchange and seen.shell.identify == self.identify:
             tenant = seen.tenant
@@ -273,7 +285,7 @@ class Middleware:
             tenant = await self._identified(seen, scope)
         if self._blocks and tenant is not None and self._blocks.of(tenant) is not None:
             return await self._turn_away(_DENIED, gate.modes[position], seen, scope, receive, send, tenant)
-        found = gate.lane(scope, position, tenant, address)
+        found = gate.lane(scope, position, tenant, address, known)
         if found is None:
             return await self._turn_away(_UNIDENTIFIED, gate.modes[position], seen, scope, receive, send)
         lane, principal, address = found
@@ -532,6 +544,30 @@ class Middleware:
             self._count_nobody(CANCELLED, seen)
             raise
 
+    async def _known(
+        self, directory: Directory, seen: Exchange | Passed | None, scope: Scope
+    ) -> tuple[str | None, Known | None]:
+        """The tenant, and what the application's database says of one that the file does not list."""
+        gate, unlisted = self.gate, list[bytes]()
+        if self.identify is None:
+            tenant = gate.tenants.find(scope, unlisted)
+        else:
+            tenant = await self._identified(seen, scope)
+        names = [f"sha256:{digest.hex()}" for digest in unlisted]
+        if tenant is not None and tenant not in gate.policy.tenants:
+            names.append(tenant)
+        for name in names:
+            known = directory.get(name)
+            if isinstance(known, Asked):
+                try:
+                    known = await directory.ask(name)
+                except BaseException:
+                    self._count_nobody(CANCELLED, seen)
+                    raise
+            if known is not None:
+                return known.id, known
+        return tenant, None
+
     async def _serve_page(
         self, page: _Page, seen: Exchange | Passed | None, scope: Scope, receive: Receive, send: Send
     ) -> None:
@@ -712,7 +748,10 @@ class Seawall(Middleware):
     ``backend`` replaces the one that the configuration names, of which a process has one for equal settings.
     ``identify(scope)`` returns a tenant's id (or ``None`` for an anonymous caller) instead of the configured sources,
     now or awaited. ``on_reject(scope, refusal)`` returns, now or awaited, an ASGI app that answers instead of Seawall
-    (all of it: headers as well), or ``None``. ``registry`` is where metrics are published, by default one of Seawall's
+    (all of it: headers as well), or ``None``. ``tenants(name)`` returns, now or awaited, what the file would say of a
+    tenant that it does not list (``{"plan": "pro", "overrides": {...}}``), or ``None``: by its id, or by ``sha256:``
+    and the hash of an API key that nobody has, and then with the ``id``. Answers are kept for a minute, and while the
+    function fails for longer. ``registry`` is where metrics are published, by default one of Seawall's
     own (`metrics_app`). ``clock`` is monotonic nanoseconds (tests).
 
     Raises `ConfigError`, whose text is every mistake in the file at its place.
@@ -733,6 +772,7 @@ class Seawall(Middleware):
         backend: Backend | None = None,
         identify: Identify | None = None,
         on_reject: OnReject | None = None,
+        tenants: LookUp | None = None,
         registry: CollectorRegistry | None = None,
         clock: Clock | None = None,
     ) -> None:
@@ -743,6 +783,7 @@ class Seawall(Middleware):
             backend=backend,
             identify=identify,
             on_reject=on_reject,
+            tenants=tenants,
             registry=registry,
             clock=clock,
         )
@@ -1017,6 +1058,16 @@ def _is_preflight(headers: Iterable[tuple[bytes, bytes]]) -> bool:
     """Whether an OPTIONS request is a browser asking for permission."""
     names = {name for name, _ in headers}
     return b"origin" in names and b"access-control-request-method" in names
+
+
+def reload() -> None:
+    """Read every configuration file of this process again, now, and look up ``tenants`` anew.
+
+    Raises `ConfigError` for files that are wrong; of each of them what was in force stays.
+    """
+    for middleware in list(_live):
+        middleware.forget_tenants()
+    reload_all()
 
 
 def switch_off(off: bool) -> None:

@@ -10,9 +10,13 @@ from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeAlias, final
 
+from seawall import advice
 from seawall.admission import DEFAULT_ROUTE, Admission, Closest, Denied, Entry, Profile, Stage, Terms, TermsCompiler
 from seawall.backends import Backend, Charge, FleetBackend, Key, SharedBackend, Verdict
+from seawall.config import ConfigError
+from seawall.config.runtime import compile_tenant
 from seawall.decision import Clock, Mode
+from seawall.directory import MOST_KNOWN, Known
 from seawall.hints import Hint, Hints
 from seawall.identity import ClientIP, NetworkSet, TenantSource, show_address
 from seawall.metrics import (
@@ -246,6 +250,8 @@ class Gate:
         groups = self.turnstile.positions([route.name for route in policy.routes]) if self.turnstile else None
         self._compiler = TermsCompiler(policy, backend, parts, groups)
         self._listed, self._others, self._anonymous = self._callers()
+        self._known: dict[Known, Callers] = {}
+        self._alike: dict[str, Callers] = {}
         if before is None:
             self.enter_into_force()
 
@@ -366,15 +372,35 @@ class Gate:
         """What becomes of a request whose `spend` nobody answered."""
         return None if self.shared is None else unanswered(self.shared, terms, self._random)
 
+    def known(self, known: Known) -> Callers | None:
+        """The callers that a tenant out of a database is one of."""
+        callers = self._known.get(known)
+        if callers is None and known.written is not None:
+            try:
+                tenant = compile_tenant(known.id, known.written, self.policy)
+            except ConfigError as error:
+                advice.once(str(error), f"{error.diagnostics[0].message}; it is held to the default plan")
+                return self._others
+            if len(self._known) >= MOST_KNOWN:
+                self._known.clear()
+                self._alike.clear()
+            terms = known.written.model_dump_json(exclude={"id"})
+            callers = self._alike.get(terms)
+            if callers is None:
+                profile = Profile(tenant.plan, "id", tenant.priority, tenant.mode)
+                callers = self._alike[terms] = Callers(profile, len(self.policy.routes))
+            self._known[known] = callers
+        return callers
+
     def lane(
-        self, scope: Scope, position: int, tenant: str | None, address: bytes | None
+        self, scope: Scope, position: int, tenant: str | None, address: bytes | None, known: Known | None = None
     ) -> tuple[Lane, Key, bytes | None] | None:
         """The lane of an identified tenant (``None``: of nobody) on a rule, and the keys of its buckets.
 
-        ``None`` where nobody is refused.
+        ``None`` where nobody is refused. ``known`` is what a database says of a tenant that the file does not list.
         """
         if tenant is not None:
-            callers = self._listed.get(tenant) or self._others
+            callers = self._listed.get(tenant) or (self._others if known is None else self.known(known))
             principal: Key = tenant
         else:
             callers = self._anonymous

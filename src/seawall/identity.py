@@ -214,8 +214,9 @@ class TenantSource:
         self._keys = keys
         self._wall = wall_clock
 
-    def find(self, scope: Mapping[str, Any]) -> str | None:
-        """The tenant's id, or ``None`` for an anonymous caller."""
+    def find(self, scope: Mapping[str, Any], unlisted: list[bytes] | None = None) -> str | None:
+        """The tenant's id, or ``None`` for an anonymous caller. Hashes of keys that nobody has are added to
+        ``unlisted``, as far as they come before what makes it the tenant."""
         for header, name in self._sources:
             if header is None:
                 tenant = tenant_id(state_of(scope, name))
@@ -226,8 +227,12 @@ class TenantSource:
                 if field == header:
                     if header == b"authorization" and value[:7].lower() == b"bearer ":
                         value = value[7:].strip()
-                    key = self._keys.get(key_digest(value))
-                    if key is not None and (key.expires_ns is None or self._wall() < key.expires_ns):
+                    digest = key_digest(value)
+                    key = self._keys.get(digest)
+                    if key is None:
+                        if unlisted is not None:
+                            unlisted.append(digest)
+                    elif key.expires_ns is None or self._wall() < key.expires_ns:
                         return key.tenant
                     break
         return None

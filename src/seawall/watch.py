@@ -240,7 +240,7 @@ def _on(loop: asyncio.AbstractEventLoop | None, swaps: Sequence[Callable[[], Non
     return None
 
 
-def reload() -> None:
+def reload_all() -> None:
     """Read every configuration file of this process again, now, and put in force what has changed.
 
     Raises `ConfigError` for those that are wrong; of each of them what was in force stays.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -98,11 +98,7 @@ def _tenants(
     keys: dict[bytes, Key] = {}
     for group in groups:
         for name, written in group.items():
-            plan = plans[written.plan or default or ""]
-            if written.overrides is not None:
-                plan = _overridden(plan, written.overrides)
-            priority = written.priority or (written.overrides.priority if written.overrides is not None else None)
-            tenants[name] = Tenant(name, plan, priority, _MODES[written.mode])
+            tenants[name] = tenant_of(name, written, plans, default)
             for key in written.keys:
                 if isinstance(key, str):
                     keys[values.key_digest(key)] = Key(name)
@@ -110,6 +106,14 @@ def _tenants(
                     expires = None if key.expires is None else values.expiry(key.expires)
                     keys[values.key_digest(key.hash)] = Key(name, expires)
     return tenants, keys
+
+
+def tenant_of(name: str, written: schema.Terms, plans: Mapping[str, Plan], default: str | None) -> Tenant:
+    plan = plans[written.plan or default or ""]
+    if written.overrides is not None:
+        plan = _overridden(plan, written.overrides)
+    priority = written.priority or (written.overrides.priority if written.overrides is not None else None)
+    return Tenant(name, plan, priority, _MODES[written.mode])
 
 
 def _overridden(plan: Plan, written: schema.Overrides) -> Plan:

@@ -62,7 +62,6 @@ CODES: Mapping[str, str] = {
     "W019": "a lag that requests pay several times",
     "W020": "a shared store without a secret",
     "W021": "a time-out that requests would feel",
-    "W100": "checked, but not enforced by this version",
 }
 """Every code there is. A code keeps its meaning for ever; E are errors, W warnings."""
 

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeAlias, final
 
-from seawall.config import pending
 from seawall.config.document import Document, Path
 from seawall.config.values import expiry, passwords
 from seawall.decision import Mode
@@ -53,7 +52,6 @@ _SAYS_FORWARDED = frozenset(
 def check(policy: Policy, main: Document, included: Sequence[Document], clock: Clock = time.time_ns) -> None:
     """Note what ``policy`` is warned about in the documents it came from."""
     _Lint(policy, main, included, clock()).run()
-    pending.check(main)
 
 
 @final

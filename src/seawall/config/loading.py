@@ -34,8 +34,8 @@ class Report:
 
     ``policy`` is there exactly if there are no errors. ``files`` are the paths that were read or should have been, the
     main one first, and ``includes`` the patterns by which others are found: what a reload has to watch. ``seen``
-    changes exactly if one of them does, or if there is another: it is made of their content, for a swap of symbolic links (a
-    ConfigMap of Kubernetes) may keep times and sizes, and a copy may change them.
+    changes exactly if one of them does, or if there is another: it is made of their content, for a swap of symbolic
+    links (a ConfigMap of Kubernetes) may keep times and sizes, and a copy may change them.
     """
 
     policy: Policy | None

@@ -331,16 +331,27 @@ class KeyForm(Section):
 TenantKey: TypeAlias = Annotated[Annotated[KeyHash, Tag(TEXT)] | Annotated[KeyForm, Tag(MAPPING)], BY_SHAPE]
 
 
-class Tenant(Section):
-    """One caller that is known by name."""
+class Terms(Section):
+    """What one caller may do that is known by name."""
 
     plan: Reference | None = Field(None, description="One of `plans`. Default: defaults.plan.")
     priority: Reference | None = Field(None, description=_PRIORITY_HELP + " Wins over the route's and the plan's.")
     mode: Mode | None = Field(None, description=_MODE_HELP + "May only lower the file's mode.")
+    overrides: Overrides | None = Field(None, description="Values that replace the plan's for this tenant.")
+
+
+class RuntimeTenant(Terms):
+    """A caller that a database knows."""
+
+    id: TenantId | None = Field(None, description="Its id, where it was found by something else.")
+
+
+class Tenant(Terms):
+    """One caller that is known by name."""
+
     keys: list[TenantKey] = Field(
         default=[], max_length=100, description="Hashes of its API keys. Several may be live while one is rotated."
     )
-    overrides: Overrides | None = Field(None, description="Values that replace the plan's for this tenant.")
 
 
 class Access(Section):
