@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
@@ -17,14 +18,19 @@ from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import typer
+from prometheus_client import CollectorRegistry
 from rich.console import Console
 
+from harness import config, hello
+from seawall import Seawall
 from seawall.cli import status, top
 from seawall.cli.terminal import console
 from serving import free_port
+from status_app import served
 from status_sample import CALM, FAILED, HOSTILE, NOON, hostile, sample
 from test_cli import environment, invoke
 
@@ -315,6 +321,24 @@ def test_a_proxy_of_the_environment_is_not_asked(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
     with serving(lambda: sample(held=CALM)) as host:
         assert invoke("status", host).exit_code == 0
+
+
+@pytest.mark.slow
+def test_both_verbs_read_what_an_application_says() -> None:
+    settings = config(plans={"default": {"rate": "1/hour"}}, status={"path": "/-/seawall", "allow": ["127.0.0.1"]})
+    with served(Seawall(hello, settings, registry=CollectorRegistry())) as origin:
+        for expected in (200, 429):
+            connection = http.client.HTTPConnection(urlsplit(origin).netloc)
+            connection.request("GET", "/")
+            assert connection.getresponse().status == expected
+            connection.close()
+        told = invoke("status", origin)
+        assert told.exit_code == 0
+        assert "requests  allowed 1, limited 1" in told.stdout
+        assert "127.0.0.1 (address) 1: rate 1\n" in told.stdout
+        line = invoke("top", origin, "--once", "--interval", "0.1").stdout
+        assert re.search(r"limited 0\.0/s .* most refused 127\.0\.0\.1 1\n$", line)
+        assert invoke("status", f"{origin}/elsewhere").exit_code == 2
 
 
 # top, line by line

@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
-from harness import call
-from seawall import status
-from seawall.metrics import SPECS
-from seawall.status import ActionError, Document, StatusPage
+from harness import KEY, OTHER_KEY, call, hash_of, hello, statuses
+from seawall import Seawall, reload, status
+from seawall.cells import Cells
+from seawall.config import ConfigError
+from seawall.metrics import REQUESTS, SPECS
+from seawall.status import ActionError, Document, StatusPage, counted
 from seawall.status.page import asset, main, page
 from seawall.testing import Answer, drive
 from serving import Caller, serving
@@ -838,6 +841,182 @@ async def test_nothing_is_done_for_who_leaves_before_the_end(app: StatusPage, ac
     scope = {"type": "http", "method": "POST", "headers": [(b"authorization", f"Bearer {TOKEN}".encode())]}
     await app(scope, receive, send)
     assert acts.done == []
+
+
+# In front of an application
+
+STATUS = {"path": "/-/seawall", "allow": ["192.0.2.0/24", "127.0.0.1"], "token": TOKEN}
+OUTSIDE = ("198.51.100.7", 1)
+
+
+def protected(**sections: Any) -> Seawall:
+    """An application with one request an hour for each tenant, and a status page."""
+    identity = {"tenant": [{"api_key": {"header": "X-API-Key"}}]}
+    tenants = {"acme": {"keys": [hash_of(KEY)]}, "globex": {"keys": [hash_of(OTHER_KEY)]}}
+    plans = {"default": {"rate": "1/hour"}}
+    settings = {"version": 1, "identity": identity, "plans": plans, "tenants": tenants, "status": STATUS, **sections}
+    return Seawall(hello, settings, registry=CollectorRegistry())
+
+
+def shown(app: Seawall) -> dict[str, Any]:
+    said: dict[str, Any] = json.loads(call(app, "/-/seawall").body)
+    return said
+
+
+def act(app: Seawall, **body: Any) -> Answer:
+    return asyncio.run(_act(app, body))
+
+
+async def _act(app: Seawall, body: dict[str, Any]) -> Answer:
+    answer = Answer()
+    messages = iter([{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}])
+
+    async def receive() -> dict[str, Any]:
+        return next(messages)
+
+    async def send(message: Any) -> None:
+        answer.status = message.get("status", answer.status)
+        answer.body += message.get("body", b"")
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/-/seawall",
+        "client": ("192.0.2.1", 1),
+        "headers": [(b"authorization", f"Bearer {TOKEN}".encode())],
+    }
+    await app(scope, receive, send)
+    return answer
+
+
+def test_the_page_of_an_application_says_what_has_happened() -> None:
+    app = protected()
+    assert statuses(app, 3, headers={"X-API-Key": KEY}) == [200, 429, 429]
+    assert statuses(app, 2) == [200, 429]
+    said = shown(app)
+    assert (said["requests"]["allowed"], said["requests"]["limited"]) == (2, 3)
+    assert said["rejections"] == {"rate": 3}
+    assert [(one["caller"], one["kind"], one["count"], one["reasons"]) for one in said["refused"]] == [
+        ("acme", "tenant", 2, {"rate": 2}),
+        ("192.0.2.1", "address", 1, {"rate": 1}),
+    ]
+    assert (said["workers"], said["backend"]["type"], said["backend"]["up"]) == (1, "memory", True)
+    assert call(app, "/-/seawall", headers=PAGE).headers["content-type"] == "text/html; charset=utf-8"
+    assert shown(app)["requests"]["exempt"] == 3
+
+
+def shape(value: Any) -> Any:
+    """The names in a document, of which those that a configuration chooses are left out."""
+    if isinstance(value, dict):
+        named = {"requests", "rejections", "shadow", "inflight", "queued", "shed", "streams", "stores"}
+        return {name: None if name in named else shape(inner) for name, inner in value.items()}
+    return [shape(value[0])] if isinstance(value, list) and value and isinstance(value[0], dict) else None
+
+
+def test_the_sample_is_as_the_documents_of_an_application_are() -> None:
+    app = protected()
+    statuses(app, 2, headers={"X-API-Key": KEY})
+    assert act(app, action="block", tenant="globex", seconds=600, reason="too much").status == 200
+    real, made = shape(shown(app)), shape(sample())
+    for part in ("refused", "blocked"):
+        one, other = real.pop(part), made.pop(part)
+        assert (part, set(one[0])) == (part, set(other[0]))
+    for part in ("attention", "history"):
+        del real[part], made[part]
+    assert real == made
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
+def test_who_is_not_allowed_finds_nothing_whatever_it_has(method: str) -> None:
+    app = protected()
+    for given in (
+        {"client": OUTSIDE, "headers": AUTHORIZED},
+        {"client": ("127.0.0.1", 1), "headers": {**AUTHORIZED, "X-Forwarded-For": "127.0.0.1"}},
+        {"client": None, "headers": AUTHORIZED},
+    ):
+        answer = call(app, "/-/seawall", method=method, **given)
+        assert answer.status == 404
+        assert b"seawall" not in answer.body
+        assert "content-security-policy" not in answer.headers
+
+
+def test_the_page_is_at_its_path_and_no_other() -> None:
+    app = protected()
+    for path in ("/-/seawall/", "//-/seawall", "/-/SEAWALL", "/-/seawall%0A"):
+        assert b"digest" not in call(app, path).body
+
+
+def test_an_operator_keeps_a_tenant_out_and_lets_it_in_again() -> None:
+    app = protected()
+    headers = {"X-API-Key": KEY}
+    assert act(app, action="block", tenant="acme", seconds=600, reason="ticket 4711").status == 200
+    assert call(app, headers=headers).status == 403
+    (one,) = shown(app)["blocked"]
+    assert (one["tenant"], one["reason"]) == ("acme", "ticket 4711")
+    assert "ticket 4711" in Outline(call(app, "/-/seawall", headers=PAGE).body.decode()).text
+    assert act(app, action="unblock", tenant="acme").status == 200
+    assert shown(app)["blocked"] == []
+    assert statuses(app, 2, headers=headers) == [200, 429]
+    assert act(app, action="reset", tenant="acme").status == 200
+    assert call(app, headers=headers).status == 200
+
+
+def test_without_a_token_there_is_nothing_to_post_to() -> None:
+    app = protected(status={"path": "/-/seawall", "allow": ["192.0.2.0/24"]})
+    assert act(app, action="block", tenant="acme", seconds=600).status == 404
+    assert call(app, headers={"X-API-Key": KEY}).status == 200
+
+
+def test_no_secret_is_on_the_page() -> None:
+    app = protected()
+    statuses(app, 2, headers={"X-API-Key": KEY})
+    for headers in ({}, PAGE):
+        body = call(app, "/-/seawall", headers=headers).body.decode()
+        assert TOKEN not in body
+        assert hash_of(KEY) not in body
+    assert TOKEN not in repr(app)
+
+
+def test_a_broken_file_is_shown_with_its_place(tmp_path: Path) -> None:
+    file = tmp_path / "seawall.yaml"
+    good = (
+        f"""version: 1\nplans: {{default: {{rate: 100/minute}}}}\nstatus: {{allow: [192.0.2.0/24], token: {TOKEN}}}\n"""
+    )
+    file.write_text(good)
+    app = Seawall(hello, file, registry=CollectorRegistry())
+    assert shown(app)["policy"]["files"] == [str(file)]
+    assert shown(app)["reload"]["error"] is None
+    file.write_text(good.replace("100/minute", "100/minit"))
+    with pytest.raises(ConfigError):
+        reload()
+    said = shown(app)
+    assert said["attention"][0]["level"] == "alert"
+    assert said["attention"][0]["text"].startswith("The last reload failed at ")
+    assert f"{file}:2:" in said["reload"]["error"]["text"]
+    assert "unknown time unit" in said["reload"]["error"]["text"]
+    assert (said["reload"]["failed"], said["limits"][0]["rate"]) == (1, "100/minute")
+    file.write_text(good.replace("100/minute", "200/minute"))
+    reload()
+    said = shown(app)
+    assert (said["reload"]["error"], said["reload"]["applied"], said["limits"][0]["rate"]) == (None, 1, "200/minute")
+
+
+def test_a_path_that_moves_with_a_reload_takes_the_page_along(tmp_path: Path) -> None:
+    file = tmp_path / "seawall.yaml"
+    text = "version: 1\nplans: {default: {rate: 100/minute}}\nstatus: {path: %s, allow: [192.0.2.0/24]}\n"
+    file.write_text(text % "/before")
+    app = Seawall(hello, file, registry=CollectorRegistry())
+    assert json.loads(call(app, "/before").body)["policy"]["plans"] == 1
+    file.write_text(text % "/after")
+    reload()
+    assert call(app, "/before").body == b"hello"
+    assert json.loads(call(app, "/after").body)["policy"]["plans"] == 1
+
+
+def test_the_counts_of_one_process_are_its_own() -> None:
+    cells = Cells()
+    cells.values[cells.index(REQUESTS, "allowed", "normal")] += 7
+    assert counted(cells) == ([(REQUESTS.name, ("allowed", "normal"), 7)], 1)
 
 
 def test_the_sample_is_what_the_middleware_counts() -> None:

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import threading
-import time
+import http.client
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import count
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-import uvicorn
+from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.types import ASGIApp
 
 import chromium
 from chromium import Browser, Page
-from harness import answering, config, hello
+from harness import KEY, answering, config, hash_of, hello
 from seawall import EXPOSE_HEADERS, Seawall
 from seawall.status import StatusPage
-from serving import START_TIMEOUT, free_port
+from status_app import served
 from status_sample import CALM, DIAGNOSTIC, FAILED, HOSTILE, hostile, sample
 
 pytestmark = [
@@ -41,29 +38,6 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 def tab(browser: Browser) -> Iterator[Page]:
     with browser.page() as page:
         yield page
-
-
-@contextmanager
-def served(app: ASGIApp) -> Iterator[str]:
-    """Serve ``app`` in a thread; its origin."""
-    port = free_port()
-    settings = uvicorn.Config(
-        app, port=port, log_level="critical", lifespan="off", timeout_graceful_shutdown=1, timeout_keep_alive=30
-    )
-    server = uvicorn.Server(settings)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    deadline = time.monotonic() + START_TIMEOUT
-    while not server.started:
-        assert thread.is_alive()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join(30)
-        assert not thread.is_alive()
 
 
 class Service:
@@ -139,6 +113,31 @@ def test_what_changes_is_put_in_place_as_it_happens(tab: Page) -> None:
         service.changes = {"held": CALM}
         tab.until("document.title === 'Seawall'")
         assert "globex tenant 9,310" in tab.text
+        assert tab.complaints() == []
+
+
+def test_a_refusal_is_seen_within_seconds(tab: Page) -> None:
+    settings = config(
+        plans={"default": {"rate": "1/hour"}},
+        identity={"tenant": [{"api_key": {"header": "X-API-Key"}}]},
+        tenants={HOSTILE[0]: {"keys": [hash_of(KEY)]}},
+        status={"path": "/-/seawall", "allow": ["127.0.0.1"]},
+    )
+    with served(Seawall(hello, settings, registry=CollectorRegistry())) as origin:
+        tab.go(f"{origin}/-/seawall")
+        tab.until("document.querySelector('#state').textContent === 'Live.'")
+        assert "Nobody, lately." in tab.text
+        connection = http.client.HTTPConnection(urlsplit(origin).netloc)
+        for status in (200, 429, 429):
+            connection.request("GET", "/", headers={"X-API-Key": KEY})
+            answer = connection.getresponse()
+            answer.read()
+            assert answer.status == status
+        connection.close()
+        tab.until("document.querySelector('#refused tbody th')?.textContent.includes('window.hacked')")
+        assert f"{HOSTILE[0]} tenant 2 rate 2 rate 2" in tab.text
+        assert "limited 2" in tab.text
+        assert tab.evaluate("typeof window.hacked") == "undefined"
         assert tab.complaints() == []
 
 

@@ -14,10 +14,10 @@ from hmac import compare_digest
 from time import monotonic
 from typing import Any, TypeAlias, final
 
-from seawall.status.document import Count, Document, Reloading, document
+from seawall.status.document import Count, Document, Reloading, counted, document
 from seawall.status.page import content_security_policy, main, page
 
-__all__ = ["ActionError", "Count", "Document", "Reloading", "StatusPage", "document"]
+__all__ = ["ActionError", "Count", "Document", "Reloading", "StatusPage", "counted", "document"]
 
 Scope: TypeAlias = Any
 Receive: TypeAlias = Callable[[], Awaitable[Any]]

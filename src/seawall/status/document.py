@@ -8,8 +8,9 @@ from datetime import UTC, datetime
 from typing import Any, Protocol, TypeAlias
 
 from seawall._version import __version__
+from seawall.cells import Cells
 from seawall.decision import Mode
-from seawall.metrics import INFLIGHT, OUTCOMES, REJECTIONS, REQUESTS, SHADOW_REJECTIONS
+from seawall.metrics import BUILD_INFO, INFLIGHT, OUTCOMES, REJECTIONS, REQUESTS, SHADOW_REJECTIONS
 from seawall.notation import quota_text, rate_text
 from seawall.policy import Plan, Policy
 
@@ -107,6 +108,14 @@ def document(
     }
     said["attention"] = list(_attention(policy, said))
     return said
+
+
+def counted(cells: Cells) -> tuple[list[Count], int]:
+    """What all processes that share ``cells`` have counted, and how many of them live. Raises `OSError`."""
+    found = cells.together()
+    # Each that lives says which version it is; of this one that is not among what the others say.
+    others = [len(values) for (name, _), values in found.readings.items() if name == BUILD_INFO.name]
+    return [(name, labels, values[0]) for (name, labels), values in found.counts.items()], 1 + sum(others)
 
 
 class _Totals:

@@ -88,8 +88,8 @@ def main(document: Document) -> str:
         _policy(document["policy"], document["limits"]),
         "" if failed else _reload(document["reload"], whole=False),
         _backend(document["backend"]),
-        _history(document["history"]),
         _process(document),
+        _history(document["history"]),
     )
     return f'<main data-title="{_title(document)}">\n{"".join(parts)}</main>'
 
@@ -116,7 +116,7 @@ def _requests(document: Document) -> str:
         for reason in sorted({*document["rejections"], *document["shadow"]})
     ]
     if reasons:
-        body += _heading("Why they were refused") + _table(("reason", "refused", "would be, in shadow mode"), reasons)
+        body += _heading("Why they were refused") + _table(("reason", "refused", "in shadow mode, would be"), reasons)
     return _section("requests", "Requests", body)
 
 
