@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, TypeVar
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -195,6 +196,22 @@ class Report:
         path.write_text(json.dumps(document, indent=1, sort_keys=True, default=plain) + "\n")
 
 
+def draw(results: Path, plot: str) -> None:
+    """Plots beside ``results``, where matplotlib is installed.
+
+    ``plot`` is the ``module:function`` that draws ``results`` into a file, or says ``False``: there is nothing to draw.
+    """
+    try:
+        into = resolve_name(plot)
+    except ImportError as error:
+        say(f"no plots: {error}")
+        return
+    for suffix in (".svg", ".png"):
+        target = results.with_suffix(suffix)
+        if into(results, target):
+            say(f"wrote {target}")
+
+
 def plain(value: object) -> Any:
     """A JSON shape for dataclasses; numbers are rounded where nothing is lost."""
     if is_dataclass(value) and not isinstance(value, type):
@@ -217,6 +234,15 @@ def environment(packages: Sequence[str]) -> dict[str, Any]:
         "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "versions": {name: version(name) for name in packages},
     }
+
+
+def header(where: Mapping[str, Any]) -> str:
+    """An `environment`, in two lines."""
+    versions = ", ".join(f"{name} {number}" for name, number in where["versions"].items())
+    return (
+        f"Python {where['python']}, {where['processor']}, {where['cpus']} cores, load {where['load_average']}, "
+        f"commit {where['commit']}\n{versions}"
+    )
 
 
 def version(package: str) -> str:

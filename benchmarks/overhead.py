@@ -386,7 +386,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         effort = Effort(**{**{name: getattr(effort, name) for name in Effort.__slots__}, "rounds": asked.rounds})
     report = Report("overhead", harness.environment(peers.PACKAGES))
     report.parts["effort"] = effort
-    print(header(report.environment))
+    print(harness.header(report.environment))
     measured: dict[str, float] = {}
     broken: list[str] = []
     for name in PARTS:
@@ -407,29 +407,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         report.write(asked.json)
         say(f"wrote {asked.json}")
         if not asked.no_plot:
-            draw(asked.json)
+            harness.draw(asked.json, "benchmarks.plots:overhead")
     return 1 if broken else 0
-
-
-def header(where: Mapping[str, Any]) -> str:
-    """Where this runs, in three lines."""
-    versions = ", ".join(f"{name} {number}" for name, number in where["versions"].items())
-    return (
-        f"Python {where['python']}, {where['processor']}, {where['cpus']} cores, load {where['load_average']}, "
-        f"commit {where['commit']}\n{versions}"
-    )
-
-
-def draw(results: Path) -> None:
-    """Plots beside the results, where matplotlib is installed."""
-    try:
-        from benchmarks import plots
-    except ImportError as error:
-        say(f"no plots: {error}")
-        return
-    for suffix in (".svg", ".png"):
-        plots.overhead(results, results.with_suffix(suffix))
-        say(f"wrote {results.with_suffix(suffix)}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 OURS, FLOOR, PEER, FAINT = "#0b6e99", "#444444", "#b9bec4", "#e4e6e9"
 
@@ -28,8 +29,9 @@ STYLE: Any = {
 }
 
 
-def overhead(results: Path, target: Path) -> None:
-    """Draw ``overhead.json``: added cost, cost by live keys, processor time in a server. Missing parts are left out."""
+def overhead(results: Path, target: Path) -> bool:
+    """Draw ``overhead.json``: added cost, cost by live keys, processor time in a server. Missing parts are left out;
+    ``False`` where all are."""
     report = json.loads(results.read_text())
     parts = report["parts"]
     panels: list[tuple[Callable[[Axes, Any], None], Any, float]] = []
@@ -40,7 +42,7 @@ def overhead(results: Path, target: Path) -> None:
     if "server" in parts:
         panels.append((server_panel, parts["server"]["rows"], 3.2))
     if not panels:
-        return
+        return False
     with plt.rc_context(STYLE):
         heights = [height for _, _, height in panels]
         figure, all_axes = plt.subplots(
@@ -50,9 +52,14 @@ def overhead(results: Path, target: Path) -> None:
             draw(axes, data)
         figure.text(0.01, 0.004, footer(report["environment"]), fontsize=7, color="#666666")
         figure.tight_layout(rect=(0, 0.015, 1, 1), h_pad=2.0)
-        dated = {"Date": None} if target.suffix == ".svg" else {}
-        figure.savefig(target, dpi=110, facecolor="white", metadata=dated)
-        plt.close(figure)
+        save(figure, target)
+    return True
+
+
+def save(figure: Figure, target: Path) -> None:
+    """Write a figure and close it. The date stays out, so that the same numbers are the same file."""
+    figure.savefig(target, dpi=110, facecolor="white", metadata={"Date": None} if target.suffix == ".svg" else {})
+    plt.close(figure)
 
 
 def footer(environment: dict[str, Any]) -> str:

@@ -244,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if asked.rounds:
         effort = replace(effort, rounds=asked.rounds)
     report = Report("limits in Redis", harness.environment(PACKAGES))
-    print(header(report.environment))
+    print(harness.header(report.environment))
     results = measure(effort, asked.names, seed=asked.seed)
     found = rows(results)
     lost = losses(found)
@@ -266,7 +266,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         report.write(asked.json)
         say(f"wrote {asked.json}")
         if not asked.no_plot:
-            draw(asked.json)
+            harness.draw(asked.json, "benchmarks.redisbench.plots:shared")
     return 1 if broken(results) else 0
 
 
@@ -274,27 +274,6 @@ def broken(results: Results) -> list[str]:
     """What failed that is ours."""
     ours = tuple(subject.name for subject in SUBJECTS if subject.ours)
     return [what for what in results.failures if what.startswith(ours)]
-
-
-def header(where: Mapping[str, Any]) -> str:
-    """Where this runs, in two lines."""
-    versions = ", ".join(f"{name} {number}" for name, number in where["versions"].items())
-    return (
-        f"Python {where['python']}, {where['processor']}, {where['cpus']} cores, load {where['load_average']}, "
-        f"commit {where['commit']}\n{versions}"
-    )
-
-
-def draw(results: Path) -> None:
-    """Plots beside the results, where matplotlib is installed."""
-    try:
-        from benchmarks.redisbench import plots
-    except ImportError as error:
-        say(f"no plots: {error}")
-        return
-    for suffix in (".svg", ".png"):
-        plots.shared(results, results.with_suffix(suffix))
-        say(f"wrote {results.with_suffix(suffix)}")
 
 
 def _interrupted(number: int, frame: Any) -> None:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -266,6 +267,37 @@ def test_a_quick_run_measures_and_writes_its_report(tmp_path: Path) -> None:
     assert {verdict["name"] for verdict in report["verdicts"]} == set("abcdefgh")
     for subject in direct.SUBJECTS:  # a peer that is not installed says so, and is not left out
         assert rows[subject.name]["total"] or rows[subject.name]["failure"].startswith("failed: ")
+
+
+@pytest.mark.parametrize(
+    ("plot", "drawn", "said"),
+    [
+        ("plotting:curve", ["run.png", "run.svg"], "wrote {}/run.svg\nwrote {}/run.png\n"),
+        ("plotting:nothing", [], ""),
+        ("not_installed:curve", [], "no plots: No module named 'not_installed'\n"),
+    ],
+)
+def test_a_plot_is_drawn_where_it_can_be_and_there_is_something_to_draw(
+    plot: str,
+    drawn: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    plotting = ModuleType("plotting")
+    vars(plotting).update(curve=lambda _, target: target.write_text("drawn"), nothing=lambda _, target: False)
+    monkeypatch.setitem(sys.modules, "plotting", plotting)
+    harness.draw(tmp_path / "run.json", plot)
+    assert sorted(path.name for path in tmp_path.iterdir()) == drawn
+    assert capsys.readouterr().err == said.format(tmp_path, tmp_path)
+
+
+def test_a_run_begins_with_where_it_is() -> None:
+    where = {**harness.environment(["pytest", "no-such-package"]), "processor": "a processor", "load_average": 0.5}
+    first, second = harness.header(where).splitlines()
+    assert f", a processor, {where['cpus']} cores, load 0.5, commit {where['commit']}" in first
+    assert second == f"pytest {pytest.__version__}, no-such-package not installed"
 
 
 def test_help_names_the_parts() -> None:

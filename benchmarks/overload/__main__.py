@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks.harness import RESULTS, Report, environment, say
+from benchmarks.harness import RESULTS, Report, draw, environment, say
 from benchmarks.overload import golden, laws, report, scenarios
 from benchmarks.overload.engine import NEVER, Controller
 from benchmarks.overload.scenarios import CURVES, SCENARIOS, Scenario
@@ -130,21 +130,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         written.parts = report.document(found, controllers, seeds)
         written.write(target)
         say(f"wrote {target}")
-        if written.parts["curves"]:
-            draw(target)
+        draw(target, "benchmarks.overload.plots:curves")
     return 0
-
-
-def draw(results: Path) -> None:
-    """Draw the curves beside the results, where matplotlib is installed."""
-    try:
-        from benchmarks.overload import plots
-    except ImportError as missing:
-        say(f"no plot: {missing}")
-        return
-    for suffix in (".svg", ".png"):
-        plots.curves(results, results.with_suffix(suffix))
-        say(f"wrote {results.with_suffix(suffix)}")
 
 
 if __name__ == "__main__":

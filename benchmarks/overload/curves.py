@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter
 
 from benchmarks.overload.cases import CASES, CURVE
 from benchmarks.overload.servers import SUBJECTS
-from benchmarks.plots import FAINT, FLOOR, OURS, STYLE
+from benchmarks.plots import FAINT, FLOOR, OURS, STYLE, save
 
 GREY = "#8a9097"
 KEY: Any = {"frameon": False, "fontsize": 8}
@@ -52,8 +52,7 @@ def draw(results: Path, target: Path) -> bool:
         )
         figure.text(0.01, 0.008, _footer(report), fontsize=7, color="#666666")
         figure.tight_layout(rect=(0, 0.13, 1, 1), w_pad=2.5)
-        figure.savefig(target, dpi=110, facecolor="white", metadata={"Date": None} if target.suffix == ".svg" else {})
-        plt.close(figure)
+        save(figure, target)
     return True
 
 

@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter
 
 from benchmarks.overload.measure import ideal
 from benchmarks.overload.scenarios import K1, cost_of_refusal
-from benchmarks.plots import FAINT, FLOOR, OURS, STYLE
+from benchmarks.plots import FAINT, FLOOR, OURS, STYLE, save
 
 COLOURS = {
     "seawall": OURS,
@@ -31,12 +31,13 @@ COLOURS = {
 TITLES = {"K1": "10 ms of I/O, then 3 ms of CPU", "K2": "4 ms of CPU, never awaiting"}
 
 
-def curves(results: Path, target: Path) -> None:
-    """Draw ``overload.json``: goodput as a share of the ideal, and the p99 of what was admitted, by kind of handler."""
+def curves(results: Path, target: Path) -> bool:
+    """Draw ``overload.json``: goodput as a share of the ideal, and the p99 of what was admitted, by kind of handler;
+    ``False`` where no curve was simulated."""
     parts = json.loads(results.read_text())["parts"]
     kinds = [kind for kind in TITLES if kind in parts["curves"]]
     if not kinds:
-        return
+        return False
     with plt.rc_context(STYLE):
         figure, grid = plt.subplots(
             2, len(kinds), figsize=(5.5 * len(kinds), 7.5), sharex=True, sharey="row", squeeze=False
@@ -75,9 +76,8 @@ def curves(results: Path, target: Path) -> None:
         )
         figure.text(0.01, 0.004, note, fontsize=7, color="#666666")
         figure.tight_layout(rect=(0, 0.015, 1, 0.965), h_pad=2.0)
-        dated: Any = {"Date": None} if target.suffix == ".svg" else {}
-        figure.savefig(target, dpi=110, facecolor="white", metadata=dated)
-        plt.close(figure)
+        save(figure, target)
+    return True
 
 
 def _panel(axes: Axes, by_controller: dict[str, Any], metric: str) -> None:

@@ -486,19 +486,6 @@ def rounded(measured: Mapping[str, float]) -> dict[str, float]:
     return {name: float(f"{value:.5g}") for name, value in measured.items()}
 
 
-def draw(results: Path) -> None:
-    """The plot beside the results, where matplotlib is installed."""
-    try:
-        from benchmarks.overload import curves
-    except ImportError as error:
-        say(f"no plot: {error}")
-        return
-    for suffix in (".svg", ".png"):
-        target = results.with_suffix(suffix)
-        if curves.draw(results, target):
-            say(f"wrote {target}")
-
-
 # Command line
 
 
@@ -555,7 +542,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     expected = expected_seconds(cases, subjects, effort)
     limit = asked.limit * 60 if asked.limit else 1.5 * expected + 20
     report = Report("overload on real servers", harness.environment(PACKAGES))
-    print(header(report.environment))
+    print(harness.header(report.environment))
     say(f"{effort.rounds * runs_of(cases, subjects)} runs, about {minutes(expected)} minutes, at most {minutes(limit)}")
     results = Results()
     stopped = run_for(limit, lambda: measure(cases, subjects, effort, asked.seed, limit, results))
@@ -572,7 +559,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         report.write(asked.json)
         say(f"wrote {asked.json}")
         if not asked.no_plot:
-            draw(asked.json)
+            harness.draw(asked.json, "benchmarks.overload.curves:draw")
     broken = [name for name in results.failures if not name.endswith(PEERS)]
     return 1 if stopped or broken or not results.taken else 0
 
@@ -607,15 +594,6 @@ def run_for(limit: float, work: Any) -> list[str]:
         for number, handler in before.items():
             signal.signal(number, handler)
     return []
-
-
-def header(where: Mapping[str, Any]) -> str:
-    """Where this runs, in two lines."""
-    versions = ", ".join(f"{name} {number}" for name, number in where["versions"].items())
-    return (
-        f"Python {where['python']}, {where['processor']}, {where['cpus']} cores, load {where['load_average']}, "
-        f"commit {where['commit']}\n{versions}"
-    )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from benchmarks.plots import FAINT, FLOOR, OURS, STYLE, bars
+from benchmarks.plots import FAINT, FLOOR, OURS, STYLE, bars, save
 from benchmarks.redisbench.measure import BUSY
 from benchmarks.redisbench.subjects import EVALSHA, HIREDIS, LIMITS, SEAWALL, SEAWALL_EXACT, THROTTLED
 
@@ -25,8 +25,9 @@ LINES = {
 }
 
 
-def shared(results: Path, target: Path) -> None:
-    """Draw ``redis.json``: processor time of decisions, of requests, of the server, and by callers at once."""
+def shared(results: Path, target: Path) -> bool:
+    """Draw ``redis.json``: processor time of decisions, of requests, of the server, and by callers at once; ``False``
+    where no limiter was measured."""
     report = json.loads(results.read_text())
     rows = [
         row for row in report["parts"]["rows"] if not row["denied"] and row["processes"] == 1 and row["limits"] == 3
@@ -34,7 +35,7 @@ def shared(results: Path, target: Path) -> None:
     busy = [row for row in rows if row["callers"] == BUSY and row["keys"] == 1]
     limiters = [row for row in busy if not row["subject"].startswith("bare")]
     if not limiters:
-        return
+        return False
     at = f"3 limits, hot key, all allowed, {BUSY} callers at once"
     with plt.rc_context(STYLE):
         heights = (2.6, 2.4, 3.8, 3.2)
@@ -56,9 +57,8 @@ def shared(results: Path, target: Path) -> None:
         note = f"Python {where['python']}, {where['processor']}, {where['cpus']} cores; {named}"
         figure.text(0.01, 0.004, note, fontsize=7, color="#666666")
         figure.tight_layout(rect=(0, 0.015, 1, 1), h_pad=2.0)
-        dated: Any = {"Date": None} if target.suffix == ".svg" else {}
-        figure.savefig(target, dpi=110, facecolor="white", metadata=dated)
-        plt.close(figure)
+        save(figure, target)
+    return True
 
 
 def _bars(axes: Axes, rows: list[dict[str, Any]], quantity: str) -> None:
