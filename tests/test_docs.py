@@ -122,6 +122,17 @@ def test_every_test_that_is_named_exists(page: Path) -> None:
         assert not file or file in where_tests_are()[name], f"{name_of(page)}: {file}::{name}"
 
 
+def test_what_is_quoted_from_the_log_is_in_the_code() -> None:
+    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py"))
+    page = (DOCS / "failure-behaviour.md").read_text(encoding="utf-8")
+    column = re.findall(r"^\| [^|]+\|[^|]+\|[^|]+\|([^|]+)\|[^|]+\|$", page, re.MULTILINE)
+    quoted = {words for cell in column for words in re.findall(r"`([^`]+)`", cell) if " " in words}
+    assert len(quoted) >= 10
+    for words in quoted:
+        parts = [part.strip(" ():") for part in words.split("...")]
+        assert [part for part in parts if part not in source] == [], words
+
+
 # What is said of the code
 
 
