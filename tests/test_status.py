@@ -202,12 +202,13 @@ def test_a_document_is_bounded_whatever_there_is_to_say() -> None:
     said = sample(
         refused=[one] * 1_000,
         blocked=[{"tenant": "x", "until": "", "reason": ""}] * 1_000,
-        history=[{"seq": seq, "time": "", "diff": []} for seq in range(1_000)],
+        history=[{"seq": seq, "time": "", "diff": ["plan x added"] * 1_000} for seq in range(1_000)],
         files=["seawall.yaml"] * 1_000,
         reload=Reloads(error="x" * 1_000_000),
     )
     assert len(said["refused"]) == 20
     assert [one["seq"] for one in said["history"]] == list(range(990, 1_000))
+    assert said["history"][0]["diff"][-2:] == ["plan x added", "and 980 more"]
     assert len(json.dumps(said)) < 40_000
 
 

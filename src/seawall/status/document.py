@@ -20,8 +20,10 @@ Count: TypeAlias = tuple[str, tuple[str, ...], float]
 
 MOST_REFUSED = 20
 MOST_CHANGES = 10
+MOST_LINES = 20
+"""Lines of one change."""
 MOST_ROWS = 100
-"""Plans, files, warnings and blocked tenants that are shown; a page of thousands is read by nobody."""
+"""Plans, files, warnings and blocked tenants. A page of thousands is read by nobody."""
 MOST_TEXT = 20_000
 """Characters of diagnostics."""
 
@@ -104,7 +106,7 @@ def document(
         },
         "refused": [dict(one) for one in refused[:MOST_REFUSED]],
         "blocked": [dict(one) for one in blocked[:MOST_ROWS]],
-        "history": [dict(one) for one in history[-MOST_CHANGES:]],
+        "history": [_change(one) for one in history[-MOST_CHANGES:]],
     }
     said["attention"] = list(_attention(policy, said))
     return said
@@ -156,6 +158,13 @@ def _reload(policy: Policy, reload: Reloading | None, started: float) -> Documen
         "loaded": instant(reload.loaded_at),
         "error": error,
     }
+
+
+def _change(record: Mapping[str, Any]) -> Document:
+    """A record of the history (`seawall.history`), without most of a change that is long."""
+    lines = list(record["diff"])
+    more = [f"and {len(lines) - MOST_LINES:,} more"] if len(lines) > MOST_LINES else []
+    return {**record, "diff": [*lines[:MOST_LINES], *more]}
 
 
 def _limits(plan: Plan) -> Document:

@@ -202,10 +202,7 @@ _STORE = ("keys", "evicted", "overflowed")
 
 
 def _history(history: Iterable[Mapping[str, Any]]) -> str:
-    changes = [
-        (_when(one.get("time", "")), Html("<br>".join(text(line) for line in one.get("diff", ()))))
-        for one in reversed(list(history))
-    ]
+    changes = [(_when(one["time"]), Html("<br>".join(map(text, one["diff"])))) for one in reversed(list(history))]
     body = _table(("when", "what"), changes, otherwise="None on record.")
     return _section("history", "Last changes", body, whole=True)
 
@@ -286,7 +283,7 @@ def _counts(counts: Mapping[str, int]) -> Html:
 
 def _when(instant: str) -> Html:
     """An instant for people, and as it was for machines."""
-    return Html(f'<time datetime="{text(instant)}">{text(when(instant))}</time>') if instant else Html("-")
+    return Html(f'<time datetime="{text(instant)}">{text(when(instant))}</time>')
 
 
 def _lines(lines: str) -> str:
