@@ -19,6 +19,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from hashlib import sha256
 from os import PathLike
+from pathlib import Path
 from time import monotonic_ns, time, time_ns
 from typing import Any, NamedTuple, TypeAlias, TypeVar, final
 from weakref import WeakSet, WeakValueDictionary
@@ -26,11 +27,12 @@ from weakref import WeakSet, WeakValueDictionary
 from prometheus_client import CollectorRegistry
 from starlette.exceptions import HTTPException
 
-from seawall import advice, operate
+from seawall import advice, operate, ticker
 from seawall._version import __version__
 from seawall.admission import GONE, Denied
 from seawall.backends import Backend, Key, OperatedBackend, SharedBackend
 from seawall.backends.memory import MemoryBackend
+from seawall.backends.snapshot import Keeper
 from seawall.blocks import Block, Blocks
 from seawall.config import ConfigError, load_mapping, simple
 from seawall.config.diagnostics import Diagnostic, printable
@@ -65,7 +67,7 @@ from seawall.metrics import (
 from seawall.notation import NotationError, RateLike, parse_quota, parse_rates
 from seawall.policy import BackendSettings, Per, Plan, Policy, Route, RouteLimit
 from seawall.rate import SECOND, Quota, Rate
-from seawall.refusals import Refusals
+from seawall.refusals import Journal, Refusals
 from seawall.responses import Header, Prepared, grpc_headers, wants_html
 from seawall.routing import has_control_character, path_below_root
 from seawall.stages import CALLER, TenantConcurrency
@@ -122,6 +124,7 @@ class Middleware:
         self._watch = policy if isinstance(policy, Watch) else None
         self.policy = policy = policy.policy if isinstance(policy, Watch) else policy
         self._started = time()
+        self._keeper: Keeper | None = None
         self.refusals = Refusals()
         self._inner = [link for link in advice.chain(app) if isinstance(link, Middleware)]
         # What stands further in with the same policy is done here, in one decision; there it finds itself covered.
@@ -148,6 +151,8 @@ class Middleware:
         self._publication.sources.add(self)
         _live.add(self)
         self._advise()
+        self._journal = Journal(self.refusals)
+        ticker.every(1.0, self._tick)
         if self._watch is not None:
             self._watch.subscribe(self)
 
@@ -174,8 +179,19 @@ class Middleware:
         if settings.type != "memory":
             return _share(settings, self._clock, self._wall_clock)
         if before is not None and isinstance(before.backend, MemoryBackend):
-            return before.backend
-        return MemoryBackend(max_keys=settings.max_keys, clock=self._clock, wall_clock=self._wall_clock)
+            backend = before.backend
+        else:
+            backend = MemoryBackend(max_keys=settings.max_keys, clock=self._clock, wall_clock=self._wall_clock)
+        self._keeper = None
+        if settings.snapshot is not None:
+            self._keeper = Keeper.of(self._directory_of_config / settings.snapshot, backend, self._wall_clock)
+            backend = self._keeper.backend
+        return backend
+
+    @property
+    def _directory_of_config(self) -> Path:
+        """Where the files are relative to that a configuration names."""
+        return Path(self._watch.files[0] if self._watch is not None else "seawall.yaml").absolute().parent
 
     def _put_in_force(self, policy: Policy, gate: Gate) -> None:
         """Decide by ``gate`` from now on. Nothing here may fail, for it is too late to go back."""
@@ -224,6 +240,11 @@ class Middleware:
             closing = create_task(_close(before))
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
+
+    def _tick(self) -> None:
+        """Log what has become of requests in this second."""
+        gate = self.gate
+        self._journal.tick(0 if gate.turnstile is None else gate.turnstile.refused, gate.called)
 
     def reloaded(self, result: str) -> None:
         """See `seawall.watch.Subscriber`."""
@@ -381,7 +402,7 @@ class Middleware:
         if self._watch is not None:
             self._loops.add(get_running_loop())
             on_hangup()
-        elif self.gate.shared is None:
+        elif self.gate.shared is None and self._keeper is None:
             return await self.app(scope, receive, send)
         if self.gate.shared is not None:
             self.gate.shared.open()
@@ -395,6 +416,8 @@ class Middleware:
             await self._end()
 
     async def _end(self) -> None:
+        if self._keeper is not None:
+            self._keeper.save()
         if self.gate.shared is not None:
             await _close(self.gate.shared)
 

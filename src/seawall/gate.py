@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Sequence
+from hashlib import blake2b
 from typing import Any, TypeAlias, final
 
 from seawall import advice
 from seawall.admission import DEFAULT_ROUTE, Admission, Closest, Denied, Entry, Profile, Stage, Terms, TermsCompiler
 from seawall.backends import Backend, Charge, FleetBackend, Key, SharedBackend, Verdict
+from seawall.backends.secret import hash_key
 from seawall.config import ConfigError
+from seawall.config.diagnostics import printable
 from seawall.config.runtime import compile_tenant
 from seawall.decision import Clock, Mode
 from seawall.directory import MOST_KNOWN, Known
@@ -250,6 +253,7 @@ class Gate:
         groups = self.turnstile.positions([route.name for route in policy.routes]) if self.turnstile else None
         self._compiler = TermsCompiler(policy, backend, parts, groups)
         self._listed, self._others, self._anonymous = self._callers()
+        self._log_key = hash_key(policy.backend.key_prefix, policy.backend.secret)
         self._known: dict[Known, Callers] = {}
         self._alike: dict[str, Callers] = {}
         if before is None:
@@ -351,6 +355,12 @@ class Gate:
         shown = show_address(key)
         prefix = self.policy.identity.ipv6_prefix
         return (f"{shown}/{prefix}" if len(key) == 16 and prefix < 128 else shown), "address"
+
+    def called(self, key: Key) -> str:
+        """Who a key is of, for logs: an address by a short keyed hash, which tells addresses apart and nothing else."""
+        if isinstance(key, str):
+            return printable(key)
+        return "anonymous" if key == NOBODY else f"address {blake2b(key, digest_size=5, key=self._log_key).hexdigest()}"
 
     def lanes_of(self, tenant: str) -> list[Lane]:
         """All lanes of a tenant: of the default rule, then of each in the file."""

@@ -101,3 +101,47 @@ class Refusals:
             if policy:
                 one["policies"][policy] = one["policies"].get(policy, 0) + count
         return sorted(found.values(), key=lambda one: (-one["count"], one["caller"]))[:most]
+
+
+_CALM = 5
+"""Seconds without a refusal after which shedding is over."""
+
+
+@final
+class Journal:
+    """One log line as shedding begins and one as it ends, and the `Refusals` of each window."""
+
+    def __init__(self, refusals: Refusals) -> None:
+        self._refusals = refusals
+        self._seconds = 0
+        self._refused = 0
+        self._since: tuple[int, int] | None = None
+        self._last = 0
+
+    def tick(self, refused: int, name: Callable[[Key], str]) -> None:
+        """A second has passed. ``refused`` is how many were shed so far, ``name`` what a caller is called in a log."""
+        self._seconds += 1
+        if refused < self._refused:
+            self._refused = 0  # the event loop that had counted is gone
+        if refused > self._refused:
+            if self._since is None:
+                self._since = (self._seconds, self._refused)
+                logger.warning(
+                    "shedding: more comes than the service can do; %d requests were shed in the last second",
+                    refused - self._refused,
+                    extra={"event": "shedding", "count": refused - self._refused},
+                )
+            self._last = self._seconds
+        elif self._since is not None and self._seconds - self._last >= _CALM:
+            began, before = self._since
+            count, lasted = refused - before, self._last - began + 1
+            self._since = None
+            logger.warning(
+                "shedding is over after %d s; %d requests were shed",
+                lasted,
+                count,
+                extra={"event": "shedding_over", "count": count, "seconds": lasted},
+            )
+        self._refused = refused
+        if self._seconds % WINDOW == 0:
+            self._refusals.turn(name)

@@ -76,6 +76,11 @@ class Turnstile:
         """The limiter that was asked last."""
         return self._last[1]
 
+    @property
+    def refused(self) -> int:
+        """What all limiters have refused so far, those of loops that are closed aside."""
+        return sum(limiter.refused for limiter in list(self._limiters.values()))
+
     def positions(self, rules: Sequence[str]) -> dict[str, int]:
         """The group of each rule: the one it had before, or one that is free; 0 is of what matches none, and the last
         one is of all for which there is none."""

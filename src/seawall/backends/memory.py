@@ -16,28 +16,35 @@ fraction that is used, a quota its count. The meter before lives for as long as 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from threading import Lock
 from time import monotonic_ns, time_ns
-from typing import Any, cast, final
+from typing import Any, TypeAlias, cast, final
 from weakref import WeakSet, WeakValueDictionary
 
-from seawall.backends import LISTED, TENANTS, Charge, Key, Meter, Verdict
+from seawall.backends import LISTED, TENANTS, Charge, Key, Meter, Verdict, stored
 from seawall.blocks import Block, Blocks
 from seawall.decision import NEVER, Clock
-from seawall.rate import COUNT_MASK, Quota, Rate, spend, spend_quota
+from seawall.rate import COUNT_BITS, COUNT_MASK, Quota, Rate, spend, spend_quota
 
 SHARD_KEYS = 2_000
 OVERFLOW_BUCKETS = 64
+
+
+Count: TypeAlias = tuple[str, str, Key, int, int]
+"""What a caller has used of a quota: the policy's name, the kind of key, the key, the end of the window in seconds
+since the epoch, and the units."""
 
 
 @final
 class _Family:
     """The meters of one name, all buckets or all quotas: a caller has a state in at most one of them."""
 
-    __slots__ = ("listed", "meters")
+    __slots__ = ("kept", "listed", "meters")
 
     def __init__(self) -> None:
+        self.kept: dict[tuple[str, Key], int] = {}
+        """States out of a snapshot, by kind of key, of callers who have not come since."""
         self.listed: dict[Key, MemoryMeter] = {}
         """By tenant, for tenants may all have rates of their own."""
         self.meters: WeakSet[MemoryMeter] = WeakSet()
@@ -160,7 +167,8 @@ class MemoryMeter(Meter):
                     state = self._take(other, key, now, wall)
                     if state is not None:
                         return state
-        return None
+        kept = family.kept.pop((stored(self.store), key), None) if family.kept else None
+        return None if kept is None or self.quota is None else self.quota.enter(wall) + self.quota.used(kept, wall)
 
     def _take(self, other: MemoryMeter, key: Key, now: int, wall: int) -> int | None:
         state = other.shards[hash(key) % other.size].pop(key, None)
@@ -403,6 +411,28 @@ class MemoryBackend:
             before = meter.overflow.get(shared, full) if meter.scale else full
         shard[key] = before
         return shard, key
+
+    def quotas(self) -> Iterator[list[Count]]:
+        """What callers have used of calendar quotas in windows that have not ended, a part of it at a time.
+
+        For a snapshot, which another thread may make while requests are served: each part is whole by itself.
+        """
+        for (name, kind), family in list(self._families.items()):
+            if kind is Quota:
+                kept = list(family.kept.items())
+                yield [(name, store, key, state >> COUNT_BITS, state & COUNT_MASK) for (store, key), state in kept]
+        for meter in list(self._meters.values()):
+            if meter.quota is not None and meter.held:
+                store = stored(meter.store)
+                for shard in meter.shards:
+                    states = list(shard.items())
+                    yield [(meter.name, store, key, state >> COUNT_BITS, state & COUNT_MASK) for key, state in states]
+
+    def restore(self, counts: Iterable[Count]) -> None:
+        """Take up what `quotas` told before, for callers who have not come since."""
+        for name, store, key, end, used in counts:
+            family = self._families.setdefault((name, Quota), _Family())
+            family.kept[store, key] = (end << COUNT_BITS) + used
 
     async def forget(self, charges: Sequence[tuple[Meter, Key]]) -> None:
         """Let these callers have spent nothing."""

@@ -1,0 +1,177 @@
+"""What an operator does about one tenant."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from seawall import MemoryBackend, Seawall
+from seawall.blocks import Block, Blocks
+from seawall.rate import SECOND
+from seawall.testing import Answer, ManualClock, drive
+
+TOKEN = "a-token-of-some-length"
+FILE: dict[str, Any] = {
+    "version": 1,
+    "identity": {"tenant": [{"state": "tenant"}]},
+    "plans": {"free": {"rate": "10/minute", "quota": "100/day", "concurrency": 5}, "none": {"rate": "unlimited"}},
+    "defaults": {"plan": "free", "anonymous_plan": "free"},
+    "tenants": {"acme": {}, "open": {"plan": "none"}},
+    "routes": [
+        {
+            "name": "search",
+            "match": {"path": "/search"},
+            "limits": {
+                "search-tenant": {"rate": "5/minute", "per": "tenant"},
+                "search-all": {"rate": "1000/minute", "per": "global"},
+            },
+        }
+    ],
+    "status": {"path": "/-/seawall", "allow": ["127.0.0.1"], "token": TOKEN},
+}
+ACME = {"state": {"tenant": "acme"}}
+
+
+async def hello(scope: Any, receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"hello"})
+
+
+@pytest.fixture
+def shell(clock: ManualClock, registry: CollectorRegistry) -> Any:
+    return Seawall(hello, FILE, clock=clock, registry=registry)
+
+
+async def post(shell: Any, body: Any, token: str | None = TOKEN, client: str = "127.0.0.1") -> Answer:
+    headers = [] if token is None else [(b"authorization", b"Bearer " + token.encode())]
+    answer, sent = Answer(), [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
+
+    async def receive() -> Any:
+        return sent.pop(0) if sent else {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        answer.messages.append(message)
+        answer.status = message.get("status", answer.status)
+        answer.body += message.get("body", b"")
+
+    scope = {"type": "http", "method": "POST", "path": "/-/seawall", "headers": headers, "client": (client, 1)}
+    await shell(scope, receive, send)
+    return answer
+
+
+async def test_a_tenant_is_shown_with_all_limits_that_are_its_own(shell: Any) -> None:
+    for _ in range(3):
+        await drive(shell, "/search", **ACME)
+    shown = json.loads((await post(shell, {"action": "show", "tenant": "acme"})).body)
+    assert shown == {
+        "tenant": "acme",
+        "listed": True,
+        "plan": "free",
+        "mode": "enforce",
+        "priority": "normal",
+        "concurrency": 5,
+        "limits": [
+            {"policy": "rate", "limit": 10, "left": 7, "wait": 0.0},
+            {"policy": "quota", "limit": 100, "left": 97, "wait": 0.0},
+            {"policy": "search-tenant", "limit": 5, "left": 2, "wait": 0.0},
+        ],
+        "blocked": None,
+    }
+    assert json.loads((await post(shell, {"action": "show", "tenant": "open"})).body)["limits"] == [
+        {"policy": "search-tenant", "limit": 5, "left": 5, "wait": 0.0}
+    ]
+
+
+async def test_a_tenant_that_is_reset_has_used_nothing(shell: Any) -> None:
+    for _ in range(11):
+        await drive(shell, "/search", **ACME)
+    assert (await drive(shell, "/search", **ACME)).status == 429
+    await drive(shell, state={"tenant": "globex"})
+    answer = await post(shell, {"action": "reset", "tenant": "acme"})
+    assert json.loads(answer.body) == {"tenant": "acme", "reset": ["rate", "quota", "search-tenant"]}
+    assert (await drive(shell, "/search", **ACME)).headers["ratelimit"] == '"search-tenant";r=4;t=12'
+    assert (await drive(shell, state={"tenant": "globex"})).headers["ratelimit"] == '"rate";r=8;t=6'
+
+
+async def test_a_tenant_that_is_blocked_gets_403_until_then(
+    shell: Any, clock: ManualClock, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
+    answer = await post(shell, {"action": "block", "tenant": "acme", "seconds": 60, "reason": "scraping"})
+    assert (answer.status, json.loads(answer.body)) == (200, {"tenant": "acme", "blocked": True})
+    refused = await drive(shell, **ACME)
+    assert (refused.status, json.loads(refused.body)["reason"]) == (403, "denied")
+    assert (await drive(shell, state={"tenant": "globex"})).status == 200
+    assert shell.status()["blocked"] == [{"tenant": "acme", "until": "2026-03-04T12:01:00.000Z", "reason": "scraping"}]
+    assert shell.status()["refused"][0]["caller"] == "acme"
+    clock.advance(60)
+    assert (await drive(shell, **ACME)).status == 200
+    assert shell.status()["blocked"] == []
+    assert registry.get_sample_value("seawall_requests_total", {"outcome": "denied", "priority": "none"}) == 1
+    said = [record for record in caplog.records if getattr(record, "event", "") == "block"]
+    assert [record.getMessage() for record in said] == ["an operator has asked to block acme"]
+
+
+async def test_a_block_can_be_taken_back(shell: Any) -> None:
+    await post(shell, {"action": "block", "tenant": "acme", "seconds": 60})
+    await post(shell, {"action": "unblock", "tenant": "acme"})
+    assert (await drive(shell, **ACME)).status == 200
+
+
+@pytest.mark.parametrize(("token", "client", "status"), [(None, "127.0.0.1", 401), ("wrong", "127.0.0.1", 401)])
+async def test_nobody_without_the_token_does_anything(shell: Any, token: str, client: str, status: int) -> None:
+    assert (await post(shell, {"action": "block", "tenant": "acme", "seconds": 60}, token, client)).status == status
+    assert (await drive(shell, **ACME)).status == 200
+
+
+async def test_a_peer_that_may_not_see_the_page_may_not_act_on_it(shell: Any) -> None:
+    answer = await post(shell, {"action": "block", "tenant": "acme", "seconds": 60}, client="192.0.2.1")
+    assert (answer.status, answer.body) == (404, b"Not Found")
+    assert (await drive(shell, **ACME)).status == 200
+
+
+async def test_a_backend_that_cannot_do_it_says_so(clock: ManualClock, registry: CollectorRegistry) -> None:
+    class Plain:
+        """No more than a backend has to be."""
+
+        name = "plain"
+
+        def __init__(self) -> None:
+            self.inner = MemoryBackend(clock=clock, wall_clock=clock.wall_ns)
+
+        def __getattr__(self, name: str) -> Any:
+            if name in ("blocks", "forget", "block"):
+                raise AttributeError(name)
+            return getattr(self.inner, name)
+
+    shell: Any = Seawall(hello, FILE, backend=Plain(), clock=clock, registry=registry)
+    answer = await post(shell, {"action": "reset", "tenant": "acme"})
+    assert (answer.status, json.loads(answer.body)) == (409, {"error": "the plain backend cannot do that"})
+    assert json.loads((await post(shell, {"action": "show", "tenant": "acme"})).body)["limits"][0]["left"] == 10
+
+
+async def test_who_the_file_has_no_plan_for_is_not_shown(clock: ManualClock, registry: CollectorRegistry) -> None:
+    file = {
+        **FILE,
+        "identity": {"tenant": [{"api_key": {"header": "X-API-Key"}}]},
+        "defaults": {"anonymous_plan": "free"},
+        "tenants": {"acme": {"plan": "free", "keys": ["sha256:" + "0" * 64]}},
+    }
+    shell: Any = Seawall(hello, file, clock=clock, registry=registry)
+    answer = await post(shell, {"action": "show", "tenant": "globex"})
+    assert (answer.status, "no such tenant" in answer.body.decode()) == (409, True)
+
+
+def test_blocks_end_by_themselves(clock: ManualClock) -> None:
+    blocks = Blocks(clock.wall_ns, name=lambda tenant: f"hash of {tenant}")
+    blocks.add("acme", Block(clock.wall_ns() + SECOND))
+    assert [name for name, _ in blocks] == ["hash of acme"]
+    assert (blocks.of("acme"), len(blocks)) == (Block(clock.wall_ns() + SECOND), 1)
+    clock.advance(1)
+    assert list(blocks) == []
+    assert (blocks.of("acme"), len(blocks)) == (None, 0)
+    blocks.replace({"hash of globex": Block(clock.wall_ns() + 1)})
+    assert blocks.of("globex") is not None
+    assert blocks.of("acme") is None
