@@ -16,8 +16,7 @@ _LONGEST_US = 1 << 51
 """The deepest that a bucket may be in debt, in microseconds: 71 years, so that an instant, a debt and a charge stay
 below 2^53 together, up to which a double counts. The debt is of two bursts, so one may take half as long to refill."""
 _MOST_RECORDS = 256
-_BUCKET = Struct("<B9d")
-_QUOTA = Struct("<B9d")
+_TERM = Struct("<B9d")
 
 
 class ServerClock(Protocol):
@@ -85,7 +84,7 @@ class BucketMeter(Meter):
         if record is None:
             rate, per_us = self.bucket, self.per_us
             pairs = (cost * rate.interval, rate.capacity, rate.ceiling, lease * rate.interval)
-            record = _BUCKET.pack(0, per_us, *(number for units in pairs for number in divmod(units, per_us)))
+            record = _TERM.pack(0, per_us, *(number for units in pairs for number in divmod(units, per_us)))
             if not lease:
                 if len(self._records) >= _MOST_RECORDS:
                     self._records.clear()
@@ -166,7 +165,7 @@ class QuotaMeter(Meter):
         if record is None:
             window = (quota.start_ns // MICROSECOND, quota.end_ns // MICROSECOND)
             who = holder and holder ^ self._mark
-            record = _QUOTA.pack(1, *window, quota.limit, cost, lease, who, mine, HELD // MICROSECOND, sure)
+            record = _TERM.pack(1, *window, quota.limit, cost, lease, who, mine, HELD // MICROSECOND, sure)
             if not holder:
                 if len(self._records) >= _MOST_RECORDS:
                     self._records.clear()

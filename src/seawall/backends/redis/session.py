@@ -214,8 +214,7 @@ class Session:
         """Debit or refund. Where a server is away nothing is, which the caller of a debit does not get back either."""
         backend = self._backend
         own = [charge for _, charge in charges]
-        slots = {0: list(range(len(own)))} if self._one is not None else self._by_slot(own)
-        for slot, places in slots.items():
+        for slot, places in self._by_slot(own).items():
             node = self._routes.node(slot)
             if not node.breaker.closed:
                 continue
@@ -243,6 +242,9 @@ class Session:
         return slots
 
     def _slot(self, key: bytes) -> int:
+        """Where ``key`` is in a cluster."""
+        if self._one is not None:
+            return 0
         slot = self._slots.get(key)
         if slot is None:
             if len(self._slots) >= MOST_TAGS:
@@ -252,7 +254,7 @@ class Session:
 
     def give_back(self, holding: Holding, *, exact: bool = False) -> None:
         """Have slots returned with what is sent next, or with ``exact`` say how many there are."""
-        slot = 0 if self._one is not None else self._slot(holding.key)
+        slot = self._slot(holding.key)
         node = self._routes.node(slot)
         if node.breaker.closed:
             node.submit(Return(self._backend, holding, slot, self._deadline, exact=exact))
