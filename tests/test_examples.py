@@ -300,37 +300,14 @@ def composed(name: str) -> Any:
     return yaml.safe_load((COMPOSE / name).read_text(encoding="utf-8"))
 
 
-def test_there_is_nothing_in_compose_but_what_is_tested() -> None:
-    names = {"app.py", "seawall.yaml", "compose.yaml", "Dockerfile", "Dockerfile.dockerignore", "prometheus.yml"}
-    assert {path.name for path in COMPOSE.iterdir() if path.is_file()} == names | {"alerts.yml"}
+def test_the_image_of_compose_is_built_of_what_is_there() -> None:
+    """What else is in the directory is what `seawall export compose` writes."""
     copied = re.findall(r"^COPY (.+) \S+$", (COMPOSE / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert copied
     assert [name for line in copied for name in line.split() if not (ROOT / name).exists()] == []
-
-
-def test_the_parts_of_compose_speak_of_each_other() -> None:
-    services, settings = composed("compose.yaml")["services"], composed("seawall.yaml")
-    assert set(services) == {"app", "valkey", "prometheus"}
-    assert settings["backend"]["instances"] == services["app"]["deploy"]["replicas"]
-    assert settings["metrics"]["allow"] == [services["prometheus"]["networks"]["default"]["ipv4_address"]]
-    [job] = composed("prometheus.yml")["scrape_configs"]
-    [targets] = job["dns_sd_configs"]
-    assert (targets["names"], targets["port"]) == (["app"], 8000)
-    assert composed("prometheus.yml")["rule_files"] == ["alerts.yml"]
-    variables = set(re.findall(r"\$\{(\w+)\}", (COMPOSE / "seawall.yaml").read_text(encoding="utf-8")))
-    assert variables == set(services["app"]["environment"])
-
-
-def test_the_alerts_ask_for_metrics_that_exist() -> None:
-    known = {spec.name: {*spec.labels, "instance", "le"} for spec in SPECS}
-    known |= {f"{spec.name}_bucket": known[spec.name] for spec in SPECS if spec.kind == "histogram"}
-    [group] = composed("alerts.yml")["groups"]
-    assert len(group["rules"]) >= 4
-    for rule in group["rules"]:
-        names = re.findall(r"seawall_[a-z_]+", rule["expr"])
-        assert names, rule["alert"]
-        labels = re.findall(r"by \(([^)]+)\)|(\w+)=", rule["expr"])
-        asked = {label.strip() for pair in labels for label in ",".join(pair).split(",") if label.strip()}
-        assert [(name, asked - known[name]) for name in names if asked - known[name]] == []
+    build = composed("compose.override.yaml")["services"]["app"]["build"]
+    assert (COMPOSE / build["context"]).resolve() == ROOT
+    assert ROOT / build["dockerfile"] == COMPOSE / "Dockerfile"
 
 
 def test_the_user_of_compose_may_do_all_that_the_service_needs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,8 +318,8 @@ def test_the_user_of_compose_may_do_all_that_the_service_needs(monkeypatch: pyte
     with standalone(users={"seawall": rules}) as store:
         monkeypatch.setenv("REDIS_URL", url.replace("valkey:6379", f"127.0.0.1:{store.port}"))
         monkeypatch.setenv("SEAWALL_SECRET", "a secret of the tests")
-        assert check(COMPOSE / "seawall.yaml").diagnostics == ()
-        settings = composed("seawall.yaml")
+        assert check(COMPOSE / "seawall" / "seawall.yaml").diagnostics == ()
+        settings = composed("seawall/seawall.yaml")
         settings["backend"]["timeout"] = "5s"  # this machine may be busy
         statuses = asyncio.run(asked(Seawall(answering, config=settings), 120))
         assert (statuses.count(200), statuses.count(429)) == (100, 20)

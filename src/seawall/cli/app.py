@@ -8,7 +8,7 @@ from typing import Annotated, Literal, TypeAlias
 import typer
 
 from seawall import __version__
-from seawall.cli import check, demo, explain, hash_key, init, schema, status, top
+from seawall.cli import check, demo, explain, export, hash_key, init, schema, status, top
 from seawall.cli.terminal import is_lively
 
 Look: TypeAlias = Literal["rich"] | None
@@ -35,6 +35,7 @@ def build(look: Look | Literal["auto"] = "auto") -> typer.Typer:
     app.command("status")(status.run)
     app.command("top")(top.run)
     app.command("hash-key")(hash_key.run)
+    export.register(app, typer.Typer(rich_markup_mode=look))
     return app
 
 
