@@ -95,10 +95,10 @@ def _parsed(text: bytes) -> Line:
     if type(found) is not list or len(found) < 3:
         raise ValueError("no series")
     kind, cells, *series = found
-    if kind not in _KINDS or type(cells) is not int or not 0 < cells <= RESERVED:
+    if type(kind) is not str or kind not in _KINDS or type(cells) is not int or not 0 < cells <= RESERVED:
         raise ValueError("no cells")
     name, *labels = _strings(series)
-    return kind, (name, tuple(labels)), cells
+    return cast(Kind, kind), (name, tuple(labels)), cells
 
 
 def _strings(found: Any) -> list[str]:
@@ -192,9 +192,8 @@ class CellFile:
         self._cells += cells
 
     def _reserve(self, region: int, end: int) -> None:
-        while self._room[region] < end:
-            os.lseek(self._lock.file, self._room[region], os.SEEK_SET)
-            self._room[region] += os.write(self._lock.file, bytes(min(CHUNK, end + CHUNK - self._room[region])))
+        while (room := self._room[region]) < end:
+            self._room[region] += os.pwrite(self._lock.file, bytes(CHUNK - room % CHUNK), room)
 
     def close(self) -> None:
         """Have ended, as far as others can tell. What is mapped stays for as long as somebody has ``values``."""
@@ -280,7 +279,9 @@ class CellFiles:
             series = [[name, labels, cells] for (name, labels), cells in found.counts.items()]
             document = {"token": secrets.token_hex(8), "names": ended, "series": series}
             unfinished = self._path("folded.new")
-            unfinished.write_text(json.dumps(document))
+            unfinished.unlink(missing_ok=True)
+            with open(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600), "w") as file:
+                json.dump(document, file)
             unfinished.replace(self._path("folded"))
             for name in ended:
                 (self._directory / name).unlink()
@@ -394,9 +395,10 @@ def _read(file: int) -> tuple[list[Line], array[int]]:
     chunks = [os.read(file, CHUNK)]
     while chunks[-1] and b"\0" not in chunks[-1] and len(chunks) * CHUNK < TEXT:
         chunks.append(os.read(file, CHUNK))
+    text = b"".join(chunks).partition(b"\0")[0]
     # Of what is written at this moment there may be a part: what has no end is no line.
-    head, *lines = b"".join(chunks).partition(b"\0")[0].split(b"\n")[:-1] or [b""]
-    if head != HEAD.rstrip():
+    head, *lines = text.split(b"\n")[:-1] or [b""]
+    if head != HEAD.rstrip() or len(text) >= TEXT:
         raise ValueError("no file of cells")
     found = [_parsed(one) for one in lines]
     size = 8 * (RESERVED + sum(width for _, _, width in found))

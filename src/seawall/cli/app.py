@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated, Literal, TypeAlias
 
 import typer
 
 from seawall import __version__
-from seawall.cli import check, demo, explain, export, hash_key, init, schema, status, top
+from seawall.cells import METRICS_DIR
+from seawall.cli import check, demo, explain, export, hash_key, init, run, schema, status, top
 from seawall.cli.terminal import is_lively
 
 Look: TypeAlias = Literal["rich"] | None
@@ -32,6 +34,7 @@ def build(look: Look | Literal["auto"] = "auto") -> typer.Typer:
     app.command("schema")(schema.run)
     app.command("demo")(demo.run)
     app.command("explain")(explain.run)
+    app.command("run", context_settings=run.SETTINGS)(run.run)
     app.command("status")(status.run)
     app.command("top")(top.run)
     app.command("hash-key")(hash_key.run)
@@ -59,5 +62,7 @@ def _seawall(
     After every change:    seawall check
     "Why was I refused?":  seawall explain POST /login --ip 203.0.113.7
     """
+    if context.invoked_subcommand != "run":
+        os.environ.pop(METRICS_DIR, None)  # what is tried out is not counted among what is served
     if context.invoked_subcommand is None:
         print(context.get_help())
