@@ -6,8 +6,8 @@ What is behind the language of a fenced block says what becomes of it:
                            functions called test_* are called
     ```python app.py       the same, and the file is there for what comes below
     ```python theirs       another library's: it has to be Python, and does not run
-    ```yaml                a configuration or a part of one, without mistakes
-    ```yaml seawall.yaml   the same, and the file is there; other files have to be YAML
+    ```yaml                a configuration or a part of one, without mistakes; what has none of its keys has to be YAML
+    ```yaml seawall.yaml   the same, and the file is there
     ```yaml wrong          has mistakes, which the page shows
     ```console             its `seawall` commands have verbs and options that exist
     ```console run         its commands print what is shown below each, where ``...`` stands for anything
@@ -35,6 +35,7 @@ from fastapi import FastAPI
 
 import seawall
 from seawall.config import check
+from seawall.config.schema import File
 from seawall.testing import drive
 from serving import ROOT, Served, most, serving
 
@@ -197,8 +198,8 @@ class Reader:
     def yaml(self, block: Block) -> None:
         self.write(block)
         whole = _WHOLE.search(block.text) is not None
-        if block.file is not None and not whole:
-            list(yaml.safe_load_all(block.text))
+        written = list(yaml.safe_load_all(block.text))
+        if not whole and (block.file is not None or not File.model_fields.keys() & written[0].keys()):
             return
         text = block.text
         if not whole:
