@@ -10,7 +10,7 @@ import typer
 
 from seawall import __version__
 from seawall.cells import METRICS_DIR
-from seawall.cli import check, demo, explain, export, hash_key, init, run, schema, status, top
+from seawall.cli import check, demo, diff, explain, export, hash_key, history, init, run, schema, status, top
 from seawall.cli.terminal import is_lively
 
 Look: TypeAlias = Literal["rich"] | None
@@ -31,6 +31,8 @@ def build(look: Look | Literal["auto"] = "auto") -> typer.Typer:
     app.callback(invoke_without_command=True)(_seawall)
     app.command("init")(init.run)
     app.command("check")(check.run)
+    app.command("diff")(diff.run)
+    app.command("history")(history.run)
     app.command("schema")(schema.run)
     app.command("demo")(demo.run)
     app.command("explain")(explain.run)
