@@ -21,9 +21,10 @@ from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 
 import seawall
-from seawall import ConfigError, QuotaMiddleware, RateLimitMiddleware, Seawall
+from seawall import ConfigError, QuotaMiddleware, RateLimitMiddleware, Seawall, history
 from seawall.testing import ManualClock, drive
 from seawall.watch import Watch
+from serving import asgi_server, serving
 
 HEAD = "version: 1\nreload: off\n"
 """Tests look themselves, so that nothing happens while they do not."""
@@ -514,3 +515,96 @@ def test_an_application_that_is_served_gets_the_policy_that_its_file_has_now(ben
     bench.path.write_text("version: 2\n")
     with pytest.raises(ConfigError):
         app.build_middleware_stack()
+
+
+# What is remembered of it
+
+
+async def test_a_change_is_said_in_words(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "seawall")
+    bench.begin(plans("10/minute"))
+    bench.change(plans("20/minute"))
+    (record,) = [record for record in caplog.records if getattr(record, "event", "") == "reload"]
+    assert "is in force" in record.getMessage()
+    assert "rate 10/minute -> 20/minute" in record.getMessage()
+    (change,) = bench.watch.changes()
+    assert change["digest"] == bench.shell.policy.digest
+    assert len(change["diff"]) == 1
+    bench.change("# only a remark\n" + plans("20/minute"))
+    assert "nothing that anybody would notice" in caplog.records[-1].getMessage()
+
+
+def test_each_change_is_appended_to_the_history(bench: Bench, tmp_path: Path) -> None:
+    more = "history: seawall.history.jsonl\n"
+    bench.begin(plans("10/minute", more))
+    bench.watch.look()
+    for rate in ("20/minute", "20/fortnight", "30/minute"):
+        bench.change(plans(rate, more))
+    path = tmp_path / "seawall.history.jsonl"
+    records = list(history.read(path))
+    assert [record.seq for record in records] == [1, 2, 3]
+    assert [any("10/minute -> 20/minute" in text for text in record.diff) for record in records] == [False, True, False]
+    assert records[-1].digest == bench.shell.policy.digest
+    assert list(records[-1].files) == [str(bench.path)]
+    assert history.verify(path) is None
+    assert [change["seq"] for change in bench.watch.changes()] == [1, 2, 3]
+
+
+def test_a_history_that_cannot_be_written_keeps_nobody_from_changing(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    more = "history: missing/history.jsonl\n"
+    bench.begin(plans("10/minute", more))
+    bench.change(plans("20/minute", more))
+    assert bench.watch.state.applied == 1
+    assert "history.jsonl cannot be written" in caplog.text
+
+
+# On a real server
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("save", [in_place, as_vim, by_rename, keeping_its_times], ids=lambda save: save.__name__)
+def test_a_reload_under_load_drops_no_request(tmp_path: Path, save: Callable[[Path, str], None]) -> None:
+    """And is in force within a few seconds, at the interval of two seconds that is the default."""
+    path = tmp_path / "seawall.yaml"
+    text = "version: 1\nplans: {default: {rate: {limit: 1000/second, burst: 100000}}}\nshedding: {algorithm: 'off'}\n"
+    path.write_text(text)
+    (tmp_path / "served.py").write_text(
+        f"from seawall import Seawall\nfrom harness import hello\napp = Seawall(hello, {str(path)!r})\n"
+    )
+    answers: list[tuple[int, str]] = []
+    errors: list[Exception] = []
+    stop = threading.Event()
+    arguments = [*asgi_server("uvicorn-httptools", "served:app"), "--app-dir", str(tmp_path)]
+    with serving(arguments, tmp_path / "log", cwd=Path(__file__).parent) as server:
+
+        def call() -> None:
+            connection = server.connect()
+            while not stop.is_set():
+                try:
+                    connection.request("GET", "/")
+                    answer = connection.getresponse()
+                    answer.read()
+                    answers.append((answer.status, answer.headers["ratelimit-policy"]))
+                except Exception as error:
+                    errors.append(error)
+                    return
+            connection.close()
+
+        callers = [threading.Thread(target=call) for _ in range(4)]
+        for caller in callers:
+            caller.start()
+        try:
+            until(lambda: len(answers) > 50)
+            save(path, text.replace("100000", "200000"))
+            began = monotonic()
+            until(lambda: '"rate";q=200000;w=200' in {policy for _, policy in answers[-20:]}, 30)
+            print(f"in force after {monotonic() - began:.1f} s")
+        finally:
+            stop.set()
+            for caller in callers:
+                caller.join()
+    assert errors == []
+    assert {status for status, _ in answers} == {200}
+    assert {policy for _, policy in answers} == {'"rate";q=100000;w=100', '"rate";q=200000;w=200'}

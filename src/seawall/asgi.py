@@ -64,15 +64,15 @@ from seawall.metrics import (
     Reading,
     metrics_app,
 )
-from seawall.notation import NotationError, RateLike, parse_quota, parse_rates
+from seawall.notation import NotationError, RateLike, instant_text, parse_quota, parse_rates
 from seawall.policy import BackendSettings, Per, Plan, Policy, Route, RouteLimit
 from seawall.rate import SECOND, Quota, Rate
 from seawall.refusals import Journal, Refusals
 from seawall.responses import Header, Prepared, grpc_headers, wants_html
 from seawall.routing import has_control_character, path_below_root
 from seawall.stages import CALLER, TenantConcurrency
-from seawall.status import ActionError, StatusPage, document
-from seawall.status.document import MOST_REFUSED, instant
+from seawall.status import ActionError, StatusPage, counted, document
+from seawall.status.document import MOST_REFUSED
 from seawall.watch import Watch, on_hangup, reload_all
 
 OnReject: TypeAlias = Callable[[Any, Refusal], "ASGIApp | None | Awaitable[ASGIApp | None]"]
@@ -154,6 +154,8 @@ class Middleware:
         self._journal = Journal(self.refusals)
         ticker.every(1.0, self._tick)
         if self._watch is not None:
+            # An alert on the first failure needs a series that was 0 before.
+            self._cells.block(CONFIG_RELOADS, "result", ("ok", "failed"))
             self._watch.subscribe(self)
 
     def _gate(self, policy: Policy, before: Gate | None = None) -> Gate:
@@ -669,21 +671,23 @@ class Middleware:
     def status(self) -> dict[str, Any]:
         """The document of the status page: what holds, how reloads went, what is counted and held, who was refused."""
         gate, watch = self.gate, self._watch
+        counts, workers = counted(self._cells)
         return document(
             self.policy,
             now=time(),
             started=self._started,
-            counts=[(spec.name, labels, self._cells.values[at]) for spec, labels, at in self._cells.series()],
+            counts=counts,
             held=self.statistics(),
             up=gate.shared is None or gate.shared.up,
             reload=None if watch is None else watch.state,
             files=() if watch is None else [str(file) for file in watch.files],
             refused=self.refusals.busiest(MOST_REFUSED, gate.caller),
             blocked=[
-                {"tenant": tenant, "until": instant(block.until / SECOND), "reason": block.reason}
+                {"tenant": tenant, "until": instant_text(block.until / SECOND), "reason": block.reason}
                 for tenant, block in self._blocks
             ],
-            history=(),
+            history=() if watch is None else watch.changes(),
+            workers=workers,
         )
 
     async def _act(self, action: str, given: dict[str, Any]) -> dict[str, Any]:

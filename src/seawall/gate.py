@@ -250,6 +250,9 @@ class Gate:
         if policy.metrics.tenant_label:
             self.labels = (before.labels if before is not None else None) or TenantLabels(cells, 0)
         self.nobody = cells.block(REQUESTS, "outcome", OUTCOMES, priority="none")
+        for one in policy.priorities:
+            # Also of classes that only a header gives: an alert on the first needs a series that was 0 before.
+            cells.block(REQUESTS, "outcome", OUTCOMES, priority=one.name)
         groups = self.turnstile.positions([route.name for route in policy.routes]) if self.turnstile else None
         self._compiler = TermsCompiler(policy, backend, parts, groups)
         self._listed, self._others, self._anonymous = self._callers()

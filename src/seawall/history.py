@@ -24,13 +24,13 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from hashlib import sha256
 from itertools import islice
 from time import monotonic, sleep
 from typing import Any, BinaryIO, TypeAlias, final
 
 from seawall.config.differences import differences
+from seawall.notation import instant_text
 from seawall.policy import Policy
 
 if sys.platform != "win32":
@@ -117,7 +117,7 @@ def append(
                 return None
             record = Record(
                 seq=1 if last is None else last.seq + 1,
-                time=_instant(now),
+                time=instant_text(now),
                 digest=policy.digest,
                 files=files,
                 diff=tuple(_diff(policy, old, first=last is None)),
@@ -189,10 +189,6 @@ def _diff(policy: Policy, old: Policy | None, *, first: bool) -> Iterator[str]:
     counts = ((policy.plans, "plan"), (policy.tenants, "tenant"), (policy.routes, "route"))
     contents = ", ".join(f"{len(held):,} {noun}{'' if len(held) == 1 else 's'}" for held, noun in counts)
     yield f"first policy: {contents}" if first else f"changed while nothing was running: {contents}"
-
-
-def _instant(now: float) -> str:
-    return datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _parsed(line: bytes) -> Record | None:

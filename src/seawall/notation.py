@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from difflib import get_close_matches
 from fractions import Fraction
 from functools import lru_cache
@@ -354,3 +355,8 @@ def shorten(value: object) -> str:
     """``value`` in quotes, as an error shows it: at most 80 characters."""
     text = value if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else repr(value)
     return f"'{text if len(text) <= _SHOWN else text[: _SHOWN - 3] + '...'}'"
+
+
+def instant_text(seconds: float) -> str:
+    """An instant (seconds since the epoch) in ISO 8601, UTC, in milliseconds."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -16,6 +16,7 @@ import logging
 import os
 import signal
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import inf
@@ -24,9 +25,11 @@ from time import sleep, time
 from typing import Any, ClassVar, Protocol, final
 from weakref import WeakSet, WeakValueDictionary
 
-from seawall import ticker
+from seawall import history, ticker
 from seawall.config import ConfigError, Diagnostic, Report, check
+from seawall.config.differences import differences
 from seawall.config.loading import fingerprint
+from seawall.notation import instant_text
 from seawall.policy import Policy
 from seawall.rate import SECOND
 
@@ -37,7 +40,10 @@ _SETTLINGS = 20
 """Seconds for which content has to stay as it is before it is read, and how often at most that is waited for: editors
 and `cp` write a file in pieces."""
 _MOST_SAID = 5
-"""Mistakes that are logged. All of them are on the status page, and in what `seawall check` says."""
+"""Mistakes or changes that are logged. All of them are on the status page, and in what `seawall check` says."""
+_CHANGES = 10
+"""Changes that are remembered for the status page."""
+_MOST_SHOWN = 100
 _SWAP = 5.0
 """Seconds to wait for the event loop to put a policy in force. It will in any case."""
 
@@ -90,6 +96,8 @@ class Watch:
         self._subscribers: WeakSet[Subscriber] = WeakSet()
         self._busy = threading.RLock()
         self._chore: ticker.Chore | None = None
+        self._changes: deque[dict[str, Any]] = deque(maxlen=_CHANGES)
+        self._recorded = False
 
     def __repr__(self) -> str:
         return f"<Watch of {self._given}, {self.state.applied} reloads, {self.state.failed} failed>"
@@ -121,6 +129,8 @@ class Watch:
         """Have ``subscriber`` follow the file from now on, for as long as it lives."""
         self._subscribers.add(subscriber)
         self._schedule()
+        if self.policy.history is not None:
+            self.look_soon()
 
     def _schedule(self) -> None:
         every = inf if self.every is None else self.every
@@ -138,6 +148,8 @@ class Watch:
     def look(self) -> None:
         """Reload if the content has changed since the last look. Never raises for what is wrong with it."""
         with self._busy:
+            if not self._recorded:
+                self._record(None)
             seen = self._fingerprint()
             if seen != self._read.seen:
                 self._settle(seen)
@@ -169,6 +181,7 @@ class Watch:
     def _try(self) -> ConfigError | threading.Event:
         """What is wrong, or an event: that it is in force."""
         report = self._read = check(self.path)
+        before = self.policy
         done = threading.Event()
         try:
             policy = _policy_of(report)
@@ -181,7 +194,7 @@ class Watch:
             self._failed(error)
             return error
         if changed or self.state.error is not None:
-            self._succeeded(changed=changed)
+            self._succeeded(before)
         return done
 
     def _apply(self, policy: Policy, done: threading.Event) -> None:
@@ -192,12 +205,39 @@ class Watch:
         _on(loop, swaps, done)
         self._schedule()
 
-    def _succeeded(self, *, changed: bool) -> None:
+    def _succeeded(self, before: Policy) -> None:
+        changed = before is not self.policy
         self.state = ReloadState(self.state.applied + changed, self.state.failed, time())
         self._tell("ok")
         digest = self.policy.digest[:12]
-        what = "has changed and is in force" if changed else "is right again"
-        logger.info("%s %s (%s)", self.path, what, digest, extra={"event": "reload", "digest": digest})
+        if changed:
+            said = self._record(before)
+            extra = {"event": "reload", "digest": digest, "changes": len(said)}
+            logger.info("%s has changed and is in force (%s): %s", self.path, digest, _some(said), extra=extra)
+        else:
+            logger.info("%s is right again (%s)", self.path, digest, extra={"event": "reload", "digest": digest})
+
+    def changes(self) -> list[dict[str, Any]]:
+        """The last changes of the policy, the oldest first: those of the history, or of this process without one."""
+        return list(self._changes)
+
+    def _record(self, before: Policy | None) -> list[str]:
+        """Note that the policy is in force, after ``before``; the differences in words."""
+        policy, now, self._recorded = self.policy, time(), True
+        said = [] if before is None else [change.text for change in differences(before, policy)]
+        if policy.history is None:
+            if before is not None:
+                one = {"time": instant_text(now), "digest": policy.digest, "diff": said[:_MOST_SHOWN]}
+                self._changes.append(one)
+            return said
+        path = Path(self._absolute).parent / policy.history
+        files = dict(zip(map(str, self.files), self._read.hashes, strict=True))
+        try:
+            history.append(path, policy, files, now, before)
+            self._changes = deque((one.as_dict() for one in history.read(path, _CHANGES)), maxlen=_CHANGES)
+        except OSError as error:
+            logger.warning("the history %s cannot be written: %s", path, error, extra={"event": "history"})
+        return said
 
     def _failed(self, error: ConfigError) -> None:
         self.state = replace(self.state, failed=self.state.failed + 1, error=str(error), error_at=time())
@@ -206,13 +246,19 @@ class Watch:
         logger.error(
             "%s is wrong, and what was in force stays: %s",
             self.path,
-            "; ".join(heads[:_MOST_SAID]) + (f"; and {len(heads) - _MOST_SAID} more" if heads[_MOST_SAID:] else ""),
+            _some(heads),
             extra={"event": "reload_failed", "digest": self.policy.digest[:12], "mistakes": len(heads)},
         )
 
     def _tell(self, result: str) -> None:
         for one in list(self._subscribers):
             one.reloaded(result)
+
+
+def _some(texts: Sequence[str]) -> str:
+    """The first of ``texts`` in one line."""
+    more = f"; and {len(texts) - _MOST_SAID} more" if texts[_MOST_SAID:] else ""
+    return "; ".join(texts[:_MOST_SAID]) + more if texts else "nothing that anybody would notice"
 
 
 def _policy_of(report: Report) -> Policy:

@@ -33,7 +33,7 @@ class Report:
     """What came of checking a configuration.
 
     ``policy`` is there exactly if there are no errors. ``files`` are the paths that were read or should have been, the
-    main one first, and ``includes`` the patterns by which others are found: what a reload has to watch. ``seen``
+    main one first, ``hashes`` their SHA-256 and ``includes`` the patterns by which others are found. ``seen``
     changes exactly if one of them does, or if there is another: it is made of their content, for a swap of symbolic
     links (a ConfigMap of Kubernetes) may keep times and sizes, and a copy may change them.
     """
@@ -42,6 +42,7 @@ class Report:
     diagnostics: tuple[Diagnostic, ...]
     files: tuple[Path, ...] = ()
     includes: tuple[str, ...] = ()
+    hashes: tuple[str, ...] = ()
     seen: str = ""
 
     @property
@@ -152,7 +153,9 @@ def _finish(main: Document, content: bytes, base: Path, files: list[Path]) -> Re
     diagnostics = tuple(found for document in documents for found in redaction.seal(document))
     if policy is not None:
         policy = replace(policy, warnings=tuple(str(found) for found in diagnostics))
-    return Report(policy, diagnostics, tuple(files), tuple(pattern for _, pattern in _patterns(main)), _mark(contents))
+    includes = tuple(pattern for _, pattern in _patterns(main))
+    hashes = tuple(sha256(content).hexdigest() for _, content in contents)
+    return Report(policy, diagnostics, tuple(files), includes, hashes, _mark(contents))
 
 
 def fingerprint(path: str | os.PathLike[str], includes: Sequence[str]) -> str:

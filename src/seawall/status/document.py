@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any, Protocol, TypeAlias
 
 from seawall._version import __version__
 from seawall.cells import Cells
 from seawall.decision import Mode
 from seawall.metrics import BUILD_INFO, INFLIGHT, OUTCOMES, REJECTIONS, REQUESTS, SHADOW_REJECTIONS
-from seawall.notation import quota_text, rate_text
+from seawall.notation import instant_text, quota_text, rate_text
 from seawall.policy import Plan, Policy
 
 Document: TypeAlias = dict[str, Any]
@@ -74,7 +73,7 @@ def document(
     overload = dict(held.get("overload") or {})
     said: Document = {
         "version": __version__,
-        "time": instant(now),
+        "time": instant_text(now),
         "pid": os.getpid(),
         "workers": workers,
         "uptime": round(max(now - started, 0.0), 3),
@@ -147,15 +146,15 @@ class _Totals:
 def _reload(policy: Policy, reload: Reloading | None, started: float) -> Document:
     every = None if policy.reload_ns is None or reload is None else policy.reload_ns / 1e9
     if reload is None:
-        return {"every": every, "applied": 0, "failed": 0, "loaded": instant(started), "error": None}
+        return {"every": every, "applied": 0, "failed": 0, "loaded": instant_text(started), "error": None}
     error = None
     if reload.error is not None:
-        error = {"time": instant(reload.error_at or reload.loaded_at), "text": reload.error[:MOST_TEXT]}
+        error = {"time": instant_text(reload.error_at or reload.loaded_at), "text": reload.error[:MOST_TEXT]}
     return {
         "every": every,
         "applied": reload.applied,
         "failed": reload.failed,
-        "loaded": instant(reload.loaded_at),
+        "loaded": instant_text(reload.loaded_at),
         "error": error,
     }
 
@@ -205,11 +204,6 @@ def _alert(text: str) -> Document:
 
 def _note(text: str) -> Document:
     return {"level": "note", "text": text}
-
-
-def instant(seconds: float) -> str:
-    """An instant in ISO 8601, UTC, in milliseconds."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def when(instant: str) -> str:
