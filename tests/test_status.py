@@ -7,6 +7,8 @@ import hashlib
 import json
 import re
 import signal
+import sys
+import time
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -19,7 +21,7 @@ from prometheus_client import CollectorRegistry
 
 from harness import KEY, OTHER_KEY, call, hash_of, hello, statuses
 from seawall import Seawall, reload, status
-from seawall.cells import Cells
+from seawall.cells import METRICS_DIR, Cells
 from seawall.config import ConfigError
 from seawall.metrics import REQUESTS, SPECS
 from seawall.status import ActionError, Document, StatusPage, counted
@@ -732,8 +734,9 @@ def test_nothing_is_done_without_the_token(app: StatusPage, acts: Acts, headers:
 
 
 def test_two_tokens_are_none(app: StatusPage, acts: Acts) -> None:
-    fields = [(b"authorization", b"Bearer x"), (b"authorization", f"Bearer {TOKEN}".encode())]
-    assert call(app, method="POST", headers=fields).status == 401
+    right, wrong = (b"authorization", f"Bearer {TOKEN}".encode()), (b"authorization", b"Bearer x")
+    for fields in ([right, wrong], [wrong, right], [right, right]):
+        assert call(app, method="POST", headers=fields).status == 401
 
 
 def test_the_scheme_is_of_any_case(app: StatusPage) -> None:
@@ -1018,6 +1021,47 @@ def test_the_counts_of_one_process_are_its_own() -> None:
     cells = Cells()
     cells.values[cells.index(REQUESTS, "allowed", "normal")] += 7
     assert counted(cells) == ([(REQUESTS.name, ("allowed", "normal"), 7)], 1)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="workers share no counters there")
+def test_any_worker_says_what_all_have_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(METRICS_DIR, str(tmp_path / "metrics"))
+    (tmp_path / "shop.py").write_text(SHOP)
+    arguments = ("-m", "uvicorn", "shop:app", "--app-dir", str(tmp_path), "--port", "{port}", "--workers", "2")
+    with serving(arguments, tmp_path / "log") as server:
+
+        def ask(path: str) -> bytes:
+            connection = server.connect()  # a new one, for whichever worker is quicker
+            try:
+                connection.request("GET", path)
+                return connection.getresponse().read()
+            finally:
+                connection.close()
+
+        for _ in range(60):
+            ask("/")
+        deadline = time.monotonic() + 60
+        seen = set()
+        while len(seen) < 2:
+            assert time.monotonic() < deadline, seen
+            said = json.loads(ask("/-/seawall"))
+            assert said["requests"]["allowed"] + said["requests"]["limited"] == 60
+            # Each says once a second that it is there.
+            if said["workers"] == 2:
+                seen.add(said["pid"])
+
+
+SHOP = """\
+from starlette.applications import Starlette
+from seawall import Seawall
+app = Starlette()
+app.add_middleware(Seawall, config={
+    "version": 1,
+    "plans": {"default": {"rate": "10/hour"}},
+    "status": {"path": "/-/seawall", "allow": ["127.0.0.1"]},
+})
+"""
 
 
 def test_the_sample_is_what_the_middleware_counts() -> None:
