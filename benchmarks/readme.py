@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""The README's comparisons, written from results/*.json: nobody copies a number by hand.
+"""The comparisons in README.md and docs/benchmarks.md, from results/*.json: nobody copies a number by hand.
 
-python benchmarks/readme.py            renew the parts of README.md that are between markers
+python benchmarks/readme.py            renew the parts of both pages that are between markers
 python benchmarks/readme.py --check    only say whether they are what the results give; exits with 1 if they are not
 
 A part begins with ``<!-- bench:NAME -->`` and ends with ``<!-- /bench -->``: ``overhead`` is what Seawall adds to a
 request, ``redis`` what a decision costs where processes share their counts, ``overload`` what it delivers where too
-much is asked for.
+much is asked for, and ``summary`` the plots of all, for who reads on from there.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,9 @@ from benchmarks.harness import show
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "benchmarks.md"
 RESULTS = "benchmarks/results"
+FROM_PAGE = f"../{RESULTS}"
 BEGIN, END = "<!-- bench:{} -->", "<!-- /bench -->"
 NOT_YET = "Not measured yet: `make bench` writes the numbers, and this part of the page."
 
@@ -133,7 +135,7 @@ def overhead(report: Mapping[str, Any] | None, *, plot: bool) -> str:
     lines.append(f"\nCheaper than Seawall in this run: {'; '.join(cheaper) or 'none of them'}.")
     lines += _verdicts(report.get("verdicts", ()))
     if plot:
-        lines.append(f"\n![What a request costs with Seawall, its floor and other limiters]({RESULTS}/overhead.svg)")
+        lines.append(f"\n![What a request costs with Seawall, its floor and other limiters]({FROM_PAGE}/overhead.svg)")
     return "\n".join(lines) + "\n"
 
 
@@ -141,10 +143,10 @@ def overload(simulated: Mapping[str, Any] | None, real: Mapping[str, Any] | None
     """What Seawall delivers under overload, beside others. ``plots`` are the files that are there to be shown."""
     parts = ["**Simulated** " + (_simulated(simulated) if simulated else f"{NOT_YET}\n")]
     if "overload.svg" in plots:
-        parts.append(f"![Goodput and latency over load, simulated]({RESULTS}/overload.svg)\n")
+        parts.append(f"![Goodput and latency over load, simulated]({FROM_PAGE}/overload.svg)\n")
     parts.append("**On real servers** " + (_real(real) if real else f"{NOT_YET}\n"))
     if "overload_real.svg" in plots:
-        parts.append(f"![Goodput and latency over load, on real servers]({RESULTS}/overload_real.svg)\n")
+        parts.append(f"![Goodput and latency over load, on real servers]({FROM_PAGE}/overload_real.svg)\n")
     return "\n".join(parts)
 
 
@@ -177,8 +179,34 @@ def shared(report: Mapping[str, Any] | None, *, plot: bool) -> str:
     lines.append(f"\nCheaper than Seawall, in how many of all cases of this run, and at best by how much: {lost}")
     lines += _verdicts(report.get("verdicts", ()))
     if plot:
-        lines.append(f"\n![What a shared decision costs with Seawall, its floors and others]({RESULTS}/redis.svg)")
+        lines.append(f"\n![What a shared decision costs with Seawall, its floors and others]({FROM_PAGE}/redis.svg)")
     return "\n".join(lines) + "\n"
+
+
+SUMMARY = (
+    ("overload", "Goodput and latency over load, simulated", "Under overload, simulated, beside the laws of others"),
+    ("overload_real", "Goodput and latency over load, on real servers", "The same on real servers"),
+    ("redis", "What a shared decision costs with Seawall, its floors and others", "Through Redis"),
+    ("overhead", "What a request costs with Seawall, its floor and other limiters", "In memory"),
+)
+"""The plots of the summary: their file, what they show, and the words before them."""
+
+
+def summary(reports: Mapping[str, Mapping[str, Any] | None], *, plots: Collection[str]) -> str:
+    """Every plot that is there, and how many of its bars Seawall holds. ``reports`` are by the name of their file."""
+    lines = []
+    for name, shows, words in SUMMARY:
+        report = reports.get(name)
+        if report is None:
+            lines.append(f"**{words}**: not measured yet.\n")
+            continue
+        judged = report["parts"]["goals"] if name == "overload" else report.get("verdicts", ())
+        outcomes = [each["outcome"] for each in judged if each["outcome"] not in (None, "not measured")]
+        held = sum(outcome in ("met", "held") for outcome in outcomes)
+        lines.append(f"**{words}**: {held} of {len(outcomes)} goals are held.\n")
+        if f"{name}.svg" in plots:
+            lines.append(f"![{shows}]({RESULTS}/{name}.svg)\n")
+    return "\n".join(lines)
 
 
 def _where_shared(report: Mapping[str, Any]) -> str:
@@ -335,23 +363,33 @@ def current(results: Path = ROOT / RESULTS) -> dict[str, str]:
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
     plots = {path.name for path in results.glob("*.svg")}
+    reports = {name: read(f"{name}.json") for name, *_ in SUMMARY}
     return {
-        "overhead": overhead(read("overhead.json"), plot="overhead.svg" in plots),
-        "redis": shared(read("redis.json"), plot="redis.svg" in plots),
-        "overload": overload(read("overload.json"), read("overload_real.json"), plots=plots),
+        "overhead": overhead(reports["overhead"], plot="overhead.svg" in plots),
+        "redis": shared(reports["redis"], plot="redis.svg" in plots),
+        "overload": overload(reports["overload"], reports["overload_real"], plots=plots),
+        "summary": summary(reports, plots=plots),
     }
+
+
+def pages(contents: Mapping[str, str]) -> Iterator[tuple[Path, str, str]]:
+    """Both pages: where, what is there, and what should be."""
+    for path, names in ((README, {"summary"}), (PAGE, contents.keys() - {"summary"})):
+        text = path.read_text(encoding="utf-8")
+        yield path, text, renewed(text, {name: contents[name] for name in names})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if something would change")
     asked = parser.parse_args(argv)
-    text = README.read_text(encoding="utf-8")
-    wanted = renewed(text, current())
+    changed = [(path, wanted) for path, text, wanted in pages(current()) if text != wanted]
     if asked.check:
-        print("up to date" if text == wanted else "README.md differs from the results: python benchmarks/readme.py")
-        return 0 if text == wanted else 1
-    README.write_text(wanted, encoding="utf-8")
+        differing = " and ".join(path.name for path, _ in changed)
+        print(f"{differing}: not what the results give: python benchmarks/readme.py" if changed else "up to date")
+        return 1 if changed else 0
+    for path, wanted in changed:
+        path.write_text(wanted, encoding="utf-8")
     return 0
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
+import json
 import re
 import sys
 from functools import cache
@@ -14,14 +16,13 @@ import pytest
 import typer
 
 from pages import DOCS, NOT_RUN, PAGES, README, Reader, blocks, commands, equip, is_slow, named_commands
+from seawall import Seawall
 from seawall.cli.app import build
 from seawall.config import CODES
 from seawall.metrics import SPECS
-from seawall.testing import reset
+from seawall.testing import ManualClock, drive, reset
 from serving import ROOT
 from stores import standalone
-
-PAGES_OF_DOCS = [page for page in PAGES if page != README]
 
 
 def name_of(page: Path) -> str:
@@ -42,7 +43,7 @@ def _leave_nothing_behind() -> Any:
 # What is shown happens
 
 
-@of_pages(PAGES_OF_DOCS)
+@of_pages(PAGES)
 def test_what_a_page_shows_is_what_happens(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     equip(tmp_path, monkeypatch)
     monkeypatch.setenv("SEAWALL_SECRET", "a secret of the tests")
@@ -63,6 +64,24 @@ def test_what_is_not_run_has_a_reason_and_is_there() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     named = {line.split()[1] for line in lines if line.startswith("make ")}
     assert named <= targets
+
+
+def test_limit_charge_and_usage_do_what_their_block_says(tmp_path: Path) -> None:
+    page = DOCS / "stages" / "route-limits.md"
+    [block] = [block for block in blocks(page, "python") if "import charge" in block.text]
+    reader = Reader(page, tmp_path)
+    reader.python(block)
+    app = Seawall(reader.names["app"], default="100/minute", clock=ManualClock())
+
+    def call(path: str, method: str = "GET") -> Any:
+        return asyncio.run(drive(app, path, method=method))
+
+    resets = [call("/password-reset", "POST") for _ in range(4)]
+    assert [answer.status for answer in resets] == [200, 200, 200, 429]
+    assert [call("/report").status for _ in range(2)] == [200, 429]
+    # Four were admitted so far, then this one: what was refused has cost nothing.
+    assert json.loads(call("/complete?words=20", "POST").body) == {"left": 75}
+    assert json.loads(call("/complete?words=0", "POST").body) == {"left": 74}
 
 
 @cache
@@ -147,7 +166,7 @@ def generator() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("page", PAGES_OF_DOCS, ids=name_of)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_generated_parts_are_what_the_code_says(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert generator().renewed(text) == text, "python docs/generate.py"

@@ -1,18 +1,11 @@
-"""The README is true: its blocks are taken out of the file itself, run, and compared with what it shows."""
+"""What the README, the page about overload and the comparisons say in words, tables and formulas is true."""
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
 import re
-import shutil
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
 from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
@@ -26,209 +19,22 @@ from benchmarks.overload.report import GOALS
 from benchmarks.overload.servers import SUBJECTS
 from fastapi import FastAPI
 
+from pages import README, blocks, equip, shell
 from seawall import Seawall
 from seawall.gate import RESULTS
 from seawall.metrics import SPECS
 from seawall.overload import laws, thresholds
 from seawall.overload.limiter import Class, Limiter, Settings
-from seawall.testing import ManualClock, drive, reset
-from serving import ROOT, Served, most, serving
-
-TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-
-NOT_RUN = {
-    'pip install ".[cli]" fastapi': "needs a package index; the wheel and its extras have tests in test_packaging.py",
-    "make test": "is what runs this",
-    "make lint": "takes a minute, and .ci/run runs it beside the tests",
-    "make bench": "takes ten minutes and installs the peers; test_benchmarks.py makes a quick run",
-}
-"""Commands that a test cannot run, with the reason."""
-
-SERVE = "uvicorn app:app --no-proxy-headers &"
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """A fenced block: its language, its text, and the line of the README on which it begins."""
-
-    language: str
-    text: str
-    line: int
-
-    def __str__(self) -> str:
-        return f"line-{self.line}"
-
-
-def blocks(language: str) -> list[Block]:
-    return [
-        Block(found[1], found[2], TEXT[: found.start(2)].count("\n") + 1)
-        for found in re.finditer(r"^```(\w*)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
-        if found[1] == language
-    ]
-
-
-@dataclass(frozen=True, slots=True)
-class Command:
-    """A line after ``$``, and what the README shows below it."""
-
-    line: str
-    shown: str
-
-
-def commands(block: Block) -> list[Command]:
-    parts = re.split(r"^\$ ", block.text, flags=re.MULTILINE)
-    assert parts[0] == "", f"README.md:{block.line}: a console block begins with a command"
-    return [Command(line, shown) for line, _, shown in (part.partition("\n") for part in parts[1:])]
-
-
-def matches(shown: str, got: str) -> bool:
-    """Whether ``got`` is what is shown, in which ``...`` stands for anything."""
-    pattern = ".*".join(map(re.escape, shown.strip("\n").split("...")))
-    return re.fullmatch(pattern, got.replace("\r\n", "\n").strip("\n"), re.DOTALL) is not None
+from seawall.testing import ManualClock, reset
+from serving import ROOT
 
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory as the reader's: app.py and seawall.yaml are in it, and ``seawall`` is on the path."""
-    (tmp_path / "app.py").write_text(blocks("python")[0].text, encoding="utf-8")
-    (tmp_path / "seawall.yaml").write_text(blocks("yaml")[0].text, encoding="utf-8")
-    tools = tmp_path / "tools"
-    tools.mkdir()
-    (tools / "seawall").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m seawall "$@"\n')
-    (tools / "seawall").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tools}{os.pathsep}{os.environ['PATH']}")
-    source = str(ROOT / "src")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")])))
-    monkeypatch.chdir(tmp_path)
+    """A directory as the reader's: app.py is in it, and ``seawall`` is on the path."""
+    equip(tmp_path, monkeypatch)
+    (tmp_path / "app.py").write_text(blocks(README, "python")[0].text, encoding="utf-8")
     return tmp_path
-
-
-def shell(line: str, cwd: Path) -> str:
-    """What ``line`` prints."""
-    done = subprocess.run(["bash", "-c", line], cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
-    assert "Traceback" not in done.stderr, done.stderr
-    return done.stdout
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("block", blocks("console"), ids=str)
-def test_a_console_block_prints_what_it_shows(block: Block, workplace: Path) -> None:
-    if "$ curl" in block.text and not shutil.which("curl"):
-        pytest.skip("curl is not installed")
-    served: Served | None = None
-    with ExitStack() as stack:
-        for command in commands(block):
-            if command.line in NOT_RUN:
-                continue
-            if command.line == SERVE:
-                arguments = ["-m", "uvicorn", "app:app", "--no-proxy-headers", "--port", "{port}"]
-                served = stack.enter_context(serving(arguments, workplace / "log", cwd=workplace))
-            elif served is not None:
-                check_call(command, served, workplace)
-            else:
-                assert matches(command.shown, got := shell(command.line, workplace)), got
-
-
-def check_call(command: Command, served: Served, workplace: Path) -> None:
-    """Compare a call of the server. Where time counts, a slow machine may see what the bound allows it to see."""
-    line = command.line.replace("localhost:8000", f"127.0.0.1:{served.port}")
-    if "uniq -c" in line:
-        started = time.monotonic()
-        got = {status: int(count) for count, status in map(str.split, shell(line, workplace).splitlines())}
-        shown = {status: int(count) for count, status in map(str.split, command.shown.splitlines())}
-        assert sum(got.values()) == sum(shown.values())
-        assert shown["200"] <= got["200"] <= most(shown["200"], 100 / 60, time.monotonic() - started)
-        return
-    got_text = ""
-    for _ in range(5):  # the first may still find a token that came back
-        got_text = shell(line, workplace)
-        if matches(command.shown, got_text):
-            return
-    raise AssertionError(got_text)
-
-
-def test_what_is_not_run_is_in_the_readme_and_exists() -> None:
-    everything = {command.line for block in blocks("console") for command in commands(block)}
-    assert set(NOT_RUN) - everything == set()
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    named = {"".join(found) for found in re.findall(r"`make ([a-z-]+)`|^\$ make ([a-z-]+)$", TEXT, re.MULTILINE)}
-    assert {"demo", "test", "help"} <= named <= targets
-
-
-@pytest.mark.slow
-def test_commands_within_sentences_run(workplace: Path) -> None:
-    lines = [line for line in re.findall(r"`(seawall [^`]+)`", TEXT.replace("\n", " ")) if len(line.split()) > 2]
-    assert any("--forwarded-for" in line for line in lines)
-    for line in lines:
-        done = subprocess.run(["bash", "-c", line], cwd=workplace, capture_output=True, text=True, check=False)
-        assert (done.returncode, done.stderr) == (0, ""), line
-
-
-@pytest.mark.parametrize("block", blocks("yaml"), ids=str)
-def test_a_yaml_block_passes_check(block: Block, workplace: Path) -> None:
-    text = block.text
-    if "plans:" not in text:
-        text = f"plans: {{default: {{rate: 100/minute}}}}\n{text}"
-    if "version:" not in text:
-        text = f"version: 1\n{text}"
-    (workplace / "block.yaml").write_text(text, encoding="utf-8")
-    told = shell("seawall check block.yaml; echo $?", workplace)
-    assert told.endswith("\n0\n"), told
-
-
-@pytest.mark.parametrize("block", blocks("python"), ids=str)
-def test_a_python_block_runs(block: Block, workplace: Path) -> None:
-    app = run(block)
-    assert asyncio.run(drive(app, "/")).status in (200, 404)
-
-
-def run(block: Block) -> Any:
-    """Run a block as the continuation of app.py, tests in it included; its application."""
-    names: dict[str, Any] = {"__name__": "app", "FastAPI": FastAPI, "Seawall": Seawall, "app": FastAPI()}
-    if "app.get" not in block.text:
-        names["app"].get("/")(home)
-    exec(compile(block.text, f"README.md:{block.line}", "exec"), names)
-    for name, value in names.items():
-        if name.startswith("test_"):
-            value()
-    return names["app"]
-
-
-async def home() -> dict[str, str]:
-    return {"hello": "world"}
-
-
-def test_limit_charge_and_usage_do_what_their_block_says(workplace: Path) -> None:
-    [block] = [block for block in blocks("python") if "import charge" in block.text]
-    app = Seawall(run(block), default="100/minute", clock=ManualClock())
-
-    def call(path: str, method: str = "GET") -> Any:
-        return asyncio.run(drive(app, path, method=method))
-
-    resets = [call("/password-reset", "POST") for _ in range(4)]
-    assert [answer.status for answer in resets] == [200, 200, 200, 429]
-    assert [call("/report").status for _ in range(2)] == [200, 429]
-    # Four were admitted so far, then this one: what was refused has cost nothing.
-    assert json.loads(call("/complete?words=20", "POST").body) == {"left": 75}
-    assert json.loads(call("/complete?words=0", "POST").body) == {"left": 74}
-
-
-# What is said in words and tables
-
-
-def test_the_table_of_verbs_is_the_command_line(workplace: Path) -> None:
-    told = shell("seawall --help", workplace).partition("Commands:")[2]
-    verbs = set(re.findall(r"^  ([a-z-]+) ", told, re.MULTILINE))
-    assert set(re.findall(r"^\| `seawall ([a-z-]+)` \|", TEXT, re.MULTILINE)) == verbs
-
-
-def test_the_table_of_metrics_has_their_names_and_labels() -> None:
-    known = {spec.name: ",".join(spec.labels) for spec in SPECS}
-    named = dict(re.findall(r"`(seawall_[a-z_]+)(?:\{([a-z,]+)\})?`", TEXT))
-    assert set(named) == set(known)
-    assert {name: labels for name, labels in named.items() if labels} == {
-        name: known[name] for name, labels in named.items() if labels
-    }
 
 
 def test_workers_share_what_they_count_where_the_file_says_so(workplace: Path) -> None:
@@ -314,7 +120,8 @@ def test_the_map_names_every_module() -> None:
 
 
 def test_the_comparisons_are_what_the_results_give() -> None:
-    assert bench.renewed(TEXT, bench.current()) == TEXT, "python benchmarks/readme.py"
+    for path, text, wanted in bench.pages(bench.current()):
+        assert text == wanted, f"{path.name}: python benchmarks/readme.py"
 
 
 REPORT = {
@@ -432,7 +239,7 @@ def test_the_overload_part_has_peers_beside_seawall_and_names_what_is_missed() -
     assert (
         "Of 2 bars that the benchmark sets, 1 were held.\n\n* missed: recovery: 2.50 s, and the bar is 2.00 s\n" in text
     )
-    assert re.findall(r"!\[[^]]+\]\(([^)]+)\)", text) == ["benchmarks/results/overload.svg"]
+    assert re.findall(r"!\[[^]]+\]\(([^)]+)\)", text) == ["../benchmarks/results/overload.svg"]
 
 
 @pytest.mark.parametrize(
@@ -450,6 +257,14 @@ def test_every_headline_is_a_goal_of_the_simulation_and_every_row_a_case() -> No
     assert set(bench.CONTROLLERS) <= {"seawall", *LAWS}
     assert {title for title, _, _ in bench.CASES} <= {case.title for case in CASES}
     assert set(bench.SUBJECTS) == set(SUBJECTS)
+
+
+def test_the_summary_counts_what_is_held_and_shows_the_plots_that_are_there() -> None:
+    text = bench.summary({"overload": SIMULATED, "overhead": REPORT}, plots={"overload.svg"})
+    assert "**Under overload, simulated, beside the laws of others**: 1 of 3 goals are held." in text
+    assert "**In memory**: 1 of 2 goals are held." in text
+    assert "**Through Redis**: not measured yet." in text
+    assert re.findall(r"!\[[^]]+\]\(([^)]+)\)", text) == ["benchmarks/results/overload.svg"]
 
 
 def test_without_results_the_comparison_says_so() -> None:
@@ -472,7 +287,8 @@ def test_the_parts_are_read_from_the_directory_of_results(tmp_path: Path) -> Non
     (tmp_path / "overload_real.json").write_text(json.dumps(REAL))
     (tmp_path / "overload_real.svg").touch()
     parts = bench.current(tmp_path)
-    assert set(parts) == set(re.findall(r"<!-- bench:([a-z]+) -->", TEXT))
+    texts = "".join(path.read_text(encoding="utf-8") for path in (bench.README, bench.PAGE))
+    assert set(parts) == set(re.findall(r"<!-- bench:([a-z]+) -->", texts))
     assert parts["overhead"].startswith("Not measured yet")
     assert parts["overload"] == bench.overload(None, REAL, plots={"overload_real.svg"})
 
