@@ -18,7 +18,7 @@ help: ## this list
 	@echo
 	@echo "  PYTHON=python3.12 names another interpreter, PYTEST_ARGS and BENCH_ARGS are passed on."
 
-demo: $(VENV)/.installed ## see it work: a real server, four kinds of callers, about 20 seconds
+demo: $(VENV)/.installed ## see it work: four acts in half a minute, and a page with plots: seawall-demo.html
 	@$(BIN)/seawall demo
 
 test: $(VENV)/.installed ## the tests, with branch coverage of at least 95 %
@@ -68,6 +68,7 @@ docs: $(VENV)/.installed ## the documentation, as a site in build/docs; whatever
 
 clean: ## remove environments, caches and build results
 	rm -rf .venv .venv-* build dist htmlcov .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -f seawall-demo.html
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 check-python:

