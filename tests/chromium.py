@@ -6,8 +6,10 @@ import base64
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -22,8 +24,8 @@ TIMEOUT = 30.0
 
 
 def find() -> str | None:
-    """Where there is a Chromium."""
-    return next(filter(None, map(shutil.which, NAMES)), None)
+    """Where there is a Chromium that can be tried."""
+    return None if sys.platform == "win32" else next(filter(None, map(shutil.which, NAMES)), None)
 
 
 class Channel:
@@ -179,19 +181,17 @@ def running(directory: Path) -> Iterator[Browser]:
         "--force-color-profile=srgb",
         "--hide-scrollbars",
     ]
-    if hasattr(os, "geteuid") and os.geteuid() == 0:
+    if os.geteuid() == 0:
         options.append("--no-sandbox")  # which does not run as root
     with (directory / "log").open("wb") as log:
         process = subprocess.Popen([program, *options, "about:blank"], stdout=log, stderr=log, start_new_session=True)
     try:
         yield Browser(_address(process, directory))
     finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        # Debian's program is a script that waits for the real one: all of them, which share a session with nobody else.
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _address(process: subprocess.Popen[bytes], directory: Path) -> str:

@@ -38,7 +38,7 @@ def document(looks: Any = count()) -> dict[str, Any]:  # noqa: B008  # one secon
 def main() -> None:
     if chromium.find() is None:
         sys.exit("there is no Chromium here")
-    with tempfile.TemporaryDirectory() as profile, chromium.running(Path(profile)) as browser:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile, chromium.running(Path(profile)) as browser:
         for scheme in ("light", "dark"):
             looks = count()
             with served(StatusPage(lambda: document(looks), interval=0.02)) as origin, browser.page() as page:  # noqa: B023
