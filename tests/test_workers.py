@@ -8,7 +8,6 @@ import random
 import re
 import signal
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -44,7 +43,7 @@ from seawall.metrics import (
     TenantLabels,
 )
 from seawall.testing import ManualClock
-from serving import Caller, Served, serving
+from serving import ROOT, Caller, Served, serving
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no flock")
 
@@ -357,15 +356,18 @@ async def work(request):
     await asyncio.sleep(0.002)
     return PlainTextResponse(str(os.getpid()))
 
+async def directory(request):
+    return PlainTextResponse(os.environ.get("SEAWALL_METRICS_DIR", ""))
+
 def tenant(scope):
     return dict(scope["headers"]).get(b"x-tenant", b"").decode() or None
 
-app = Starlette(routes=[Route("/", work), Route("/worker", work)])
+app = Starlette(routes=[Route("/", work), Route("/worker", work), Route("/directory", directory)])
 app = Seawall(app, identify=tenant, config={
     "version": 1,
     "plans": {"default": {"rate": "unlimited"}},
     "shedding": {"algorithm": "off"},
-    "routes": [{"name": "worker", "match": {"path": "/worker"}, "exempt": True}],
+    "routes": [{"name": "about", "match": {"path": ["/worker", "/directory"]}, "exempt": True}],
     "metrics": {"path": "/metrics", "allow": ["127.0.0.1"], "tenant_label": {"top": 2}},
 })
 """
@@ -377,12 +379,20 @@ OPTIONS = ("--host", "127.0.0.1", "--port", "{port}", "--log-level", "warning")
 def running(folder: Path, workers: int, directory: Path | None = None) -> Iterator[Served]:
     """`seawall run` with so many workers, all of which serve, until the block ends."""
     (folder / "app.py").write_text(APP)
-    command = ["-m", "seawall", "run", "app:app", "--workers", str(workers), *OPTIONS]
+    with started(["-m", "seawall", "run", "app:app", "--workers", str(workers), *OPTIONS], folder, directory) as served:
+        all_workers(served.port, workers)
+        yield served
+
+
+@contextmanager
+def started(command: list[str], folder: Path, directory: Path | None = None) -> Iterator[Served]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-        patch.setenv(METRICS_DIR, "" if directory is None else str(directory))
+        if directory is None:
+            patch.delenv(METRICS_DIR, raising=False)
+        else:
+            patch.setenv(METRICS_DIR, str(directory))
         with serving(command, folder / "log", cwd=folder) as served:
-            all_workers(served.port, workers)
             yield served
 
 
@@ -517,42 +527,47 @@ def test_under_load_counters_never_fall_though_workers_are_killed_and_restarted(
     assert answered > 100
 
 
-def folders() -> set[Path]:
-    roots = {Path(tempfile.gettempdir()), Path("/dev/shm")}
-    return {path for root in roots if root.is_dir() for path in root.glob("seawall-metrics-*")}
+def lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def directory_of(server: Served) -> Path:
+    (name,) = set(asked(server.port, 5, "/directory"))
+    return Path(name)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_the_directory_of_a_run_is_removed_at_its_end(how: signal.Signals, tmp_path: Path) -> None:
-    before = folders()
     with running(tmp_path, 2) as server:
-        asked(server.port, 10)
-        (made,) = folders() - before
-        assert made.stat().st_mode & 0o777 == 0o700
+        directory = directory_of(server)
+        assert directory.stat().st_mode & 0o777 == 0o700
+        assert list(directory.glob("0.*.cells"))
         server.process.send_signal(how)
         assert server.process.wait(PATIENCE) == 0
-    assert folders() - before == set()
+    assert not directory.exists()
 
 
 @pytest.mark.slow
 def test_a_directory_that_is_named_is_used_and_stays_and_counts_go_on_after_a_restart(tmp_path: Path) -> None:
     directory = tmp_path / "metrics"
-    directory, before = tmp_path / "metrics", folders()
     for turn in (1, 2):
         with running(tmp_path, 2, directory) as server:
             asked(server.port, 50)
             assert allowed(server.port) == {50 * turn}
-        assert folders() == before
+            assert directory_of(server) == directory
     assert list(directory.glob("0.*"))
 
 
 @pytest.mark.slow
 def test_one_worker_needs_no_directory(tmp_path: Path) -> None:
-    before = folders()
     with running(tmp_path, 1) as server:
         asked(server.port, 20)
-        assert folders() == before
+        assert directory_of(server) == Path()
         assert allowed(server.port) == {20}
     assert server.process.returncode == -signal.SIGTERM  # as uvicorn ends
 
@@ -582,3 +597,39 @@ def test_labels_of_tenants_stay_bounded_over_workers(tmp_path: Path) -> None:
             if len(found) == 2 and all(scraped(text, name, tenant=label) for label in found):
                 break
             assert time.monotonic() < until
+
+
+RECIPE = ROOT / "examples" / "workers"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [[], ["--preload"]])
+def test_the_recipe_for_gunicorn_tells_what_all_workers_have_counted(options: list[str], tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(APP)
+    conf = str(RECIPE / "gunicorn_conf.py")
+    command = ["-m", "gunicorn", "-c", conf, *options, "--log-level", "warning", "-b", "127.0.0.1:{port}", "app:app"]
+    with started(command, tmp_path) as server:
+        directory = directory_of(server)
+        first = Counter(asked(server.port, 200))
+        os.kill(int(first.most_common(1)[0][0]), signal.SIGKILL)
+        second = [body for body in asyncio.run(_asked(server.port, 200, "/")) if body]
+        old = all_workers(server.port, 4, but=int(first.most_common(1)[0][0]))
+        assert allowed(server.port) == {200 + len(second)}
+        server.process.send_signal(signal.SIGHUP)  # all workers are replaced
+        until = time.monotonic() + PATIENCE
+        while any(map(lives, old)):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        asked(server.port, 50)
+        assert allowed(server.port) == {200 + len(second) + 50}
+        assert directory.is_dir()
+    assert server.process.returncode == 0
+    assert not directory.exists()
+
+
+@pytest.mark.slow
+def test_the_example_of_several_workers_does_what_it_says(tmp_path: Path) -> None:
+    command = ["-m", "seawall", "run", "--app-dir", str(RECIPE), "app:app", "--workers", "2", *OPTIONS]
+    with started(command, tmp_path) as server:
+        asked(server.port, 50)
+        assert allowed(server.port) == {50}

@@ -49,7 +49,7 @@ def run(context: typer.Context) -> None:
     try:
         from uvicorn.main import main
     except ModuleNotFoundError as error:
-        if error.name != "uvicorn":
+        if (error.name or "").partition(".")[0] != "uvicorn":
             raise
         fail('this needs uvicorn: pip install "seawall[cli]"')
     served(main).main(context.args, prog_name="seawall run")
