@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from seawall.metrics import BACKEND_DURATION, REQUESTS
-from seawall.monitoring.alerts import Alert, Settings, groups, render
+from seawall.metrics import BACKEND_DURATION, REQUESTS, SPECS
+from seawall.monitoring.alerts import BURNS, Alert, Settings, groups, render
 from serving import ROOT
 
 RUNBOOKS = ROOT / "docs" / "runbooks"
@@ -437,3 +437,101 @@ def test_promtool_accepts_the_rules(settings: Settings, tmp_path: Path) -> None:
     done = subprocess.run(["promtool", "check", "rules", str(file)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{len(ALERTS) + 7} rules found" in done.stdout
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("objective", "thresholds"),
+    [
+        ("99.9", ["0.0144", "0.006", "0.003", "0.001"]),
+        ("99", ["0.144", "0.06", "0.03", "0.01"]),
+        ("99.95", ["0.0072", "0.003", "0.0015", "0.0005"]),
+        ("95", ["0.72", "0.3", "0.15", "0.05"]),
+    ],
+)
+def test_thresholds_are_those_of_the_objective(objective: str, thresholds: list[str]) -> None:
+    found = rules(Settings(Decimal(objective)))
+    for (_, long, short, _), threshold in zip(BURNS, thresholds, strict=True):
+        [rule] = [rule for name, rule in found.items() if name.endswith(f"Burn{_speed(long)}{long}")]
+        compared = re.findall(r"ratio:rate(\w+)(?:\{.*\})? > (\S+)", rule["expr"])
+        assert compared == [(long, threshold), (short, threshold)]
+        assert rule["labels"]["long"] == long
+
+
+def _speed(long: str) -> str:
+    return "Fast" if long.endswith("h") else "Slow"
+
+
+@pytest.mark.parametrize("objective", ["94.99", "100", "100.1", "-99", "NaN", "Infinity"])
+def test_an_objective_is_one_that_can_be_missed_and_met(objective: str) -> None:
+    with pytest.raises(ValueError, match="the objective is 95 % or more and less than 100"):
+        Settings(Decimal(objective))
+
+
+def test_rules_for_one_job_speak_of_no_other() -> None:
+    for name, rule in rules(Settings(job="shop")).items():
+        selectors = re.findall(r"(?<![\w:])(?:seawall[\w:]+|up\b)(\{[^}]*\})?", rule["expr"])
+        assert selectors, name
+        assert all('job="shop"' in matchers for matchers in selectors), name
+
+
+# Runbooks
+
+
+PAGES = {path.stem: path.read_text(encoding="utf-8") for path in sorted(RUNBOOKS.glob("*.md"))}
+MONITORING = (ROOT / "docs" / "monitoring.md").read_text(encoding="utf-8")
+KNOWN = {spec.name: {*spec.labels} for spec in SPECS}
+KNOWN |= {f"{spec.name}_{part}": {*spec.labels, "le"} for spec in SPECS for part in ("bucket", "count") if spec.bounds}
+
+
+def asked(text: str) -> list[str]:
+    return [block.strip() for block in re.findall(r"^```promql\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)]
+
+
+def test_each_alert_has_a_page_and_each_page_an_alert() -> None:
+    assert sorted(PAGES) == sorted(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_page_says_what_to_do_and_what_not_to(name: str) -> None:
+    page = PAGES[name]
+    severity = next(alert.severity for alert in ALERTS if alert.name == name)
+    assert page.startswith(f"# {name}\n\n**{severity}** · ")
+    assert re.findall(r"^## (.+)$", page, re.MULTILINE) == [
+        "What it means",
+        "Is it real, and who is hurt?",
+        "Look first",
+        "What to do",
+        "What not to do",
+        "Silence",
+    ]
+    assert f"amtool silence add alertname={name} " in page.partition("## Silence")[2]
+    assert asked(page)
+    assert re.search(r"^\$ (seawall|kubectl|redis-cli|curl)", page.partition("## Look first")[2], re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", [*NAMES, "monitoring"])
+def test_what_a_page_asks_for_exists(name: str) -> None:
+    for query in asked(PAGES.get(name, MONITORING)):
+        for metric, matchers in re.findall(r"(?<![\w:])(seawall_\w+)(?:\{([^}]*)\})?", query):
+            labels = set(re.findall(r"(\w+)(?:=~|!=|=)", matchers))
+            assert labels <= {*KNOWN[metric], "job", "instance"}, query
+
+
+@promtool
+def test_what_pages_ask_for_is_promql(tmp_path: Path) -> None:
+    queries = [query for text in (*PAGES.values(), MONITORING) for query in asked(text)]
+    records = [{"record": f"seawall:query:{at}", "expr": query} for at, query in enumerate(queries)]
+    file = tmp_path / "queries.yml"
+    file.write_text(yaml.safe_dump({"groups": [{"name": "pages", "rules": records}]}), encoding="utf-8")
+    done = subprocess.run(["promtool", "check", "rules", str(file)], capture_output=True, text=True, timeout=60)
+    assert f"{len(queries)} rules found" in done.stdout, done.stdout + done.stderr
+
+
+def test_the_overview_of_alerts_is_theirs() -> None:
+    rows = re.findall(r"^\| \[(\w+)\]\(runbooks/(\w+)\.md\) \| (\w+) \|", MONITORING, re.MULTILINE)
+    assert rows == [(alert.name, alert.name, alert.severity) for alert in {a.name: a for a in ALERTS}.values()]
+    burns = re.findall(r"^\| ([\d.]+) \| (\w+) and (\w+) \| ([\d.]+) % \| \d+ % \| (\w+) \|$", MONITORING, re.MULTILINE)
+    assert burns == [(rate, long, short, f"{float(rate) * 0.1:g}", severity) for rate, long, short, severity in BURNS]

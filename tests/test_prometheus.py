@@ -419,6 +419,11 @@ def test_a_prometheus_scrapes_the_example_and_answers_every_panel(example: Serve
     assert {f"{name}: {title}" for name, titles in HAVE_DATA.items() for title in titles} <= set(panels())
     assert {name for name in HAVE_DATA if empty.get(name, set()) & HAVE_DATA[name]} == set(), empty
 
+    pages = [*(ROOT / "docs" / "runbooks").glob("*.md"), ROOT / "docs" / "monitoring.md"]
+    for page in pages:
+        for query in re.findall(r"^```promql\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+            prometheus.ask(query)
+
     def evaluated() -> list[Any]:
         return [rule for group in prometheus.get("rules")["groups"] for rule in group["rules"]]
 

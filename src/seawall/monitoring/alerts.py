@@ -78,7 +78,7 @@ class Settings:
     runbooks: str = RUNBOOKS
 
     def __post_init__(self) -> None:
-        if not LOWEST_OBJECTIVE <= self.objective < 100:
+        if not (self.objective.is_finite() and LOWEST_OBJECTIVE <= self.objective < 100):
             raise ValueError(f"the objective is {LOWEST_OBJECTIVE} % or more and less than 100, not {self.objective}")
 
 
@@ -128,7 +128,7 @@ def groups(settings: Settings) -> tuple[Group, ...]:
 
 
 def _ratio_name(window: str) -> str:
-    return f"job:seawall_requests_shed:ratio_rate{window}"
+    return f"seawall:shed_ratio:rate{window}"
 
 
 def _ratios(scope: Scope) -> Iterable[Record]:
