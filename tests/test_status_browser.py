@@ -266,7 +266,7 @@ def test_a_browser_on_another_origin_can_read_a_refusal(tab: Page, exposed: bool
     app = Starlette(
         middleware=[
             Middleware(CORSMiddleware, allow_origins=["*"], expose_headers=headers),
-            Middleware(Seawall, config(plans={"default": {"rate": "1/hour"}})),
+            Middleware(Seawall, config=config(plans={"default": {"rate": "1/hour"}})),
         ]
     )
     app.mount("/", hello)
