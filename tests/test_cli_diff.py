@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from seawall import watch
 from seawall.cli import diff
 from seawall.cli import history as verb
-from seawall.config import load, loads
-from seawall.history import append
+from seawall.config import differences, load, loads
+from seawall.config.differences import MANY
+from seawall.history import MOST, append
+from seawall.policy import Policy
+from seawall.rate import SECOND
+from serving import ROOT
 from test_cli import invoke, run_process
 
 OLD = """\
@@ -309,3 +315,25 @@ def test_a_file_one_may_not_read_is_2(name: str, recorded: Path, monkeypatch: py
     result = invoke("history", name)
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr == "seawall: record.jsonl cannot be read: Permission denied\n"
+
+
+# The page
+
+
+@pytest.mark.parametrize(
+    ("sentence", "value"),
+    [
+        (r"when its content has stayed as it is for (\d+) ms", watch._SETTLES * 1_000),
+        (r"\*\*When\*\*: every (\d+) s, or as `reload` says", Policy().reload_ns),
+        (r"so is what befalls more than (five) tenants alike", MANY),
+        (r"the differences in words, at most ([\d,]+)", MOST),
+        (r"of API keys the first (\d+) digits of their hashes", len(differences._digits(bytes(32)))),
+    ],
+)
+def test_a_number_of_the_page_is_the_code_s(sentence: str, value: float) -> None:
+    """Its commands are run by test_docs.py."""
+    text = " ".join((ROOT / "docs" / "policy-changes.md").read_text(encoding="utf-8").split())
+    found = re.search(sentence, text)
+    assert found is not None
+    said = 5 if found[1] == "five" else int(found[1].replace(",", ""))
+    assert said == value / (SECOND if "reload" in sentence else 1)
