@@ -19,6 +19,8 @@ nitpicky = True
 
 html_theme = "furo"
 html_title = f"Seawall {__version__}"
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 html_copy_source = False
 html_show_sphinx = False
 
