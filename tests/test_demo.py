@@ -32,6 +32,7 @@ from seawall.cli.demo import store as stores_of_demo
 from seawall.cli.demo.acts import ACTS, Played, Stage, open_accounts
 from seawall.cli.demo.callers import (
     FLOOD,
+    KEPT,
     OUTAGE,
     STEADY,
     Answered,
@@ -423,13 +424,13 @@ def followed(lefts: Sequence[int], outage: Outage, *, took: int = MILLISECOND) -
     return Account(one.tally, one.plan, one.priority, one.limits, outage)
 
 
-KEPT = [99, 98, 97, 96, 49, 48, 47, 46, 95, 94, 93, 92]
+USED = [99, 98, 97, 96, 49, 48, 47, 46, 95, 94, 93, 92]
 """Four are decided by the store, then four by shares of 50, then four by the store again."""
 
 
 def test_usage_is_kept_over_an_outage() -> None:
     outage = outage_of()
-    one = followed(KEPT, outage)
+    one = followed(USED, outage)
     assert [len(answers) for answers in decided(one, outage)] == [8, 4]
     assert usage_check(one, outage, 0) == Check(
         True, "acme: 100 - 8 decided in Redis = 92 left, and Redis says 92; 4 were admitted by a process's share"
@@ -457,19 +458,19 @@ def test_usage_that_is_lost_or_charged_twice_is_noticed(lefts: list[int], failed
 )
 def test_a_call_that_failed_may_have_been_charged(left: int, failed_calls: int, held: bool) -> None:
     outage = outage_of()
-    assert usage_check(followed([*KEPT[:-1], left], outage), outage, failed_calls).ok is held
+    assert usage_check(followed([*USED[:-1], left], outage), outage, failed_calls).ok is held
 
 
 def test_who_is_not_answered_while_the_store_is_away_is_named() -> None:
     outage = outage_of()
     silent = spent(name="globex", outage=outage)
-    [first, *_] = failed(outage_checks([followed(KEPT, outage), silent], outage, 0))
+    [first, *_] = failed(outage_checks([followed(USED, outage), silent], outage, 0))
     assert first == "while Redis was away 4 requests were answered, the slowest after 1 ms, and none of globex"
 
 
 def test_nobody_waits_long_for_a_store_that_is_away() -> None:
     outage = outage_of()
-    slow = followed(KEPT, outage, took=SECOND + 1)
+    slow = followed(USED, outage, took=SECOND + 1)
     assert failed(outage_checks([slow], outage, 0)) == [
         "while Redis was away 2 requests were answered, the slowest after 1000 ms"
     ]
@@ -477,7 +478,7 @@ def test_nobody_waits_long_for_a_store_that_is_away() -> None:
 
 def test_a_store_that_is_not_asked_again_is_noticed() -> None:
     outage = outage_of(known=None)
-    assert "it was not asked again by all processes" in failed(outage_checks([followed(KEPT, outage)], outage, 0))
+    assert "it was not asked again by all processes" in failed(outage_checks([followed(USED, outage)], outage, 0))
 
 
 # The callers
@@ -717,12 +718,12 @@ async def test_a_caller_that_is_late_drops_requests_instead_of_catching_up() -> 
 async def test_a_crowd_comes_whatever_becomes_of_those_before() -> None:
     async with serving(canned(OK, after=0.2)) as port:
         tally = somebody(200)
-        began = time.monotonic_ns()
-        await keep_coming(tally, port, began + SECOND // 2, lambda rate: 1 / rate)
+        await keep_coming(tally, port, time.monotonic_ns() + SECOND, lambda rate: 1 / rate)
     assert tally.admitted == tally.asked == len(tally.answered)
-    # One after another would be 3, and 32 connections at a time 96: more were opened.
-    assert tally.asked >= 90
     assert all(each.took >= SECOND // 5 for each in tally.answered)
+    # More at a time than there are connections that were kept for them.
+    at_once = [sum(one.at <= other.at < one.at + one.took for one in tally.answered) for other in tally.answered]
+    assert max(at_once) > KEPT
 
 
 async def test_capacity_is_what_many_at_once_are_answered_a_second() -> None:
@@ -1010,7 +1011,7 @@ def act_with_everything() -> Played:
     tally.note(answer(429, REFUSAL))
     return played(
         ACTS[3],
-        accounts=[followed(KEPT, outage), Account(tally, "pro", "critical", ())],
+        accounts=[followed(USED, outage), Account(tally, "pro", "critical", ())],
         before=[crowded("checkouts", "critical", 3)],
         notes=["two & three"],
         readings=[[Reading(0, 20, 3, 0, 1), Reading(SECOND, 10, 2, 1, 0)]] * 2,
@@ -1075,10 +1076,11 @@ def test_percentiles_are_drawn_of_each_stretch() -> None:
     assert report.over_time([tally], 0, 1.5, 0.5) == [(0.25, 2.0), (0.75, None), (1.25, 8.0)]
 
 
-def test_the_machine_is_described_and_not_named() -> None:
+def test_the_machine_is_described_and_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "PACKAGES", ("starlette", "no-such-package"))
     told = dict(report.machine())
     assert set(told) == {"when", "Seawall", "Python", "system", "packages"}
-    assert "starlette" in told["packages"]
+    assert re.fullmatch(r"starlette [0-9.]+", told["packages"])
 
 
 def test_only_a_page_of_a_demo_is_replaced(tmp_path: Path) -> None:
