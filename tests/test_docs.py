@@ -156,6 +156,20 @@ def test_what_is_quoted_from_the_log_is_in_the_code() -> None:
         assert [part for part in parts if part not in source] == [], words
 
 
+STAGES = [DOCS / "overload.md", *sorted((DOCS / "stages").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", STAGES, ids=name_of)
+def test_the_page_of_a_stage_has_its_sections_in_one_order(page: Path) -> None:
+    wanted = ["Overview", "How it decides", "Limitations", "An example", "Metrics"]
+    text = page.read_text(encoding="utf-8")
+    titles = re.findall(r"^## (.+)$", text, re.MULTILINE)
+    assert [title for title in titles if title in wanted] == wanted
+    example = text.partition("## An example")[2].partition("\n## ")[0]
+    assert "```yaml" in example
+    assert "The above can be understood as follows." in example
+
+
 # What is said of the code
 
 
