@@ -787,7 +787,7 @@ def test_the_plain_view_is_a_line_a_second_each_with_its_time(monkeypatch: pytes
     ]
 
 
-@pytest.mark.parametrize(("unicode", "drawn"), [(True, "████████░░░░░░░░"), (False, "########........")])
+@pytest.mark.parametrize(("unicode", "drawn"), [(True, "██████░░░░░░"), (False, "######......")])
 def test_the_bar_shows_what_was_admitted(unicode: bool, drawn: str) -> None:
     [row] = screen.rows([spent(limit(), asked=20, admitted=10)])
     assert screen.bar(row, unicode=unicode).plain == drawn
@@ -802,8 +802,8 @@ def test_times_are_shown_in_milliseconds(seconds: float | None, shown: str) -> N
 
 def test_what_happened_is_a_row_a_caller() -> None:
     text = painted(screen.summary([spent(limit(), asked=30), spent(asked=7, admitted=7, name="free")]), lively=False)
-    assert re.search(r"acme +free +normal +30 +10 +20 +20 +- +- +rate 20", text)
-    assert re.search(r"free +free +normal +7 +7 +- +0", text)
+    assert re.search(r"acme +30 +10 +20 +20 +- +- +rate 20", text)
+    assert re.search(r"free +7 +7 +- +0", text)
 
 
 def test_an_introduction_says_what_plans_give() -> None:

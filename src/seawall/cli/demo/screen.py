@@ -22,7 +22,7 @@ from seawall.rate import SECOND
 if TYPE_CHECKING:
     from seawall.cli.demo.acts import Act, Played
 
-BAR = 16
+BAR = 12
 _INTERESTING = ("ratelimit", "retry-after", "cache-control", "content-type")
 
 
@@ -159,7 +159,7 @@ class LiveView:
         self._live.update(group, refresh=True)
 
     def _table(self, current: Sequence[Row]) -> Table:
-        table = _table(("who", "class", ">asked", ">served", ">refused", "", ">p50", ">p99", "refused by"))
+        table = _table(("who", "class", ">asked", ">served", ">refused", "", ">p99", "refused by"))
         unicode = self._console.encoding.startswith("utf")
         for row in current:
             table.add_row(
@@ -169,7 +169,6 @@ class LiveView:
                 Text(str(row.admitted), style="green"),
                 Text(str(row.refused.total()), style="red" if row.refused else "dim"),
                 bar(row, unicode=unicode),
-                milliseconds(row.p50),
                 milliseconds(row.p99),
                 row.why,
             )
@@ -181,7 +180,7 @@ def _table(titles: Iterable[str]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in titles:
         justify: Literal["left", "right"] = "right" if title.startswith(">") else "left"
-        table.add_column(title.removeprefix(">"), justify=justify, no_wrap=title in ("who", "class"))
+        table.add_column(title.removeprefix(">"), justify=justify, no_wrap=title != "refused by")
     return table
 
 
@@ -254,12 +253,11 @@ def shown_headers(response: Response) -> list[tuple[str, str]]:
 
 def summary(accounts: Sequence[Account]) -> Table:
     """What each caller got, beside the most that its plan gives in the time that it took."""
-    table = _table(("who", "plan", "class", ">asked", ">served", ">at most", ">refused", ">p50", ">p99", "refused by"))
+    table = _table(("who", ">asked", ">served", ">at most", ">refused", ">p50", ">p99", "refused by"))
     for row in rows(accounts):
         most = "-" if row.at_most is None else str(row.at_most)
         counts = (str(row.asked), str(row.admitted), most, str(row.refused.total()))
-        took = (milliseconds(row.p50), milliseconds(row.p99))
-        table.add_row(row.caller.name, row.plan, row.priority, *counts, *took, row.why)
+        table.add_row(row.caller.name, *counts, milliseconds(row.p50), milliseconds(row.p99), row.why)
     return table
 
 
