@@ -23,7 +23,21 @@ from seawall.cli.app import build
 from seawall.config import check, load, loads
 
 REFERENCE = Path(__file__).with_name("data") / "seawall.yaml"
-VERBS = ("init", "check", "diff", "history", "schema", "demo", "explain", "export", "run", "status", "top", "hash-key")
+VERBS = (
+    "init",
+    "check",
+    "diff",
+    "history",
+    "schema",
+    "demo",
+    "explain",
+    "export",
+    "run",
+    "simulate",
+    "status",
+    "top",
+    "hash-key",
+)
 
 BROKEN = """\
 version: 1

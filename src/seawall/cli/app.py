@@ -10,7 +10,7 @@ import typer
 
 from seawall import __version__
 from seawall.cells import METRICS_DIR
-from seawall.cli import check, demo, diff, explain, export, hash_key, history, init, run, schema, status, top
+from seawall.cli import check, demo, diff, explain, export, hash_key, history, init, run, schema, simulate, status, top
 from seawall.cli.terminal import is_lively
 
 Look: TypeAlias = Literal["rich"] | None
@@ -36,6 +36,7 @@ def build(look: Look | Literal["auto"] = "auto") -> typer.Typer:
     app.command("schema")(schema.run)
     app.command("demo")(demo.run)
     app.command("explain")(explain.run)
+    app.command("simulate")(simulate.run)
     app.command("run", context_settings=run.SETTINGS)(run.run)
     app.command("status")(status.run)
     app.command("top")(top.run)
