@@ -147,6 +147,32 @@ TENANT_REQUESTS = Spec(
     ("tenant", "outcome"),
 )
 
+CLIENT_ATTEMPTS = Spec(
+    "seawall_client_attempts_total",
+    "counter",
+    "Requests that were sent, retries as well, by what came of them: 2xx to 5xx, or error.",
+    ("host", "result"),
+)
+CLIENT_RETRIES = Spec(
+    "seawall_client_retries_total",
+    "counter",
+    "Requests that were sent again, by why: unsent, transient or throttled.",
+    ("host", "reason"),
+)
+CLIENT_REFUSALS = Spec(
+    "seawall_client_refusals_total",
+    "counter",
+    "Requests that were not sent, by why: circuit_open, throttled, too_many_in_flight or deadline_exceeded.",
+    ("host", "reason"),
+)
+CLIENT_HEDGES = Spec(
+    "seawall_client_hedges_total", "counter", "Requests of which a second one was sent beside the first.", ("host",)
+)
+CLIENT_BUDGET = Spec("seawall_client_budget_tokens", "gauge", "Tokens that are left for retries.", ("host",))
+CLIENT_CIRCUITS = Spec(
+    "seawall_client_open_circuits", "gauge", "Circuits that are open, or close again by degrees.", ("host",)
+)
+
 SPECS = (
     REQUESTS,
     REJECTIONS,
@@ -174,6 +200,12 @@ SPECS = (
     CONFIG_INFO,
     BUILD_INFO,
     TENANT_REQUESTS,
+    CLIENT_ATTEMPTS,
+    CLIENT_RETRIES,
+    CLIENT_REFUSALS,
+    CLIENT_HEDGES,
+    CLIENT_BUDGET,
+    CLIENT_CIRCUITS,
 )
 
 
@@ -384,11 +416,18 @@ class Publication:
             self._prepare()
 
     def _prepare(self) -> None:
-        for source in list(self.sources):
+        for source in self._living():
             source.before_scrape()
 
+    def _living(self) -> list[Source]:
+        while True:
+            try:
+                return list(self.sources)
+            except RuntimeError:
+                continue  # another thread has just made one
+
     def _readings(self) -> list[Reading]:
-        sources = list(self.sources)
+        sources = self._living()
         # A backend once, however many use it.
         backends = {id(source.backend): source.backend for source in sources}.values()
         return _together(chain(*(source.readings() for source in sources), *map(_of_backend, backends)))

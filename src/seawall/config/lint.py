@@ -286,12 +286,15 @@ class _Lint:
             self.warn("W021", message, "backend", "timeout")
 
     def quotas_in_memory(self) -> None:
-        if self.policy.backend.type != "memory":
+        if self.policy.backend.type != "memory" or self.policy.backend.snapshot is not None:
             return
         place = next(self._quotas(), None)
         if place is not None:
             document, path = place
-            message = "kept in memory: a restart forgets what was used of a quota, and each process counts its own"
+            message = (
+                "kept in memory: a restart forgets what was used of a quota, and each process counts its own; "
+                "write backend: {snapshot: FILE} for the one, or share the state for both"
+            )
             self.warn("W008", message, *path, document=document)
 
     def _quotas(self) -> Iterator[tuple[Document, Path]]:
