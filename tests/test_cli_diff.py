@@ -288,7 +288,7 @@ def test_a_configuration_that_is_wrong_is_2(here: Path) -> None:
     assert "new.yaml:1:10: error" in result.stderr
 
 
-@pytest.mark.parametrize("arguments", [["nowhere.yaml"], ["nowhere.jsonl"], ["."], ["a\0b"], ["-n", "0"], ["a", "b"]])
+@pytest.mark.parametrize("arguments", [["nowhere.yaml"], ["nowhere.jsonl"], ["."], ["-n", "0"], ["a", "b"]])
 def test_what_cannot_be_read_is_2(arguments: list[str], here: Path) -> None:
     (here / "directory.jsonl").mkdir()
     for given in (arguments, ["directory.jsonl"]):

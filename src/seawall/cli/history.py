@@ -51,8 +51,8 @@ def run(
         problem = verify(record)
     except FileNotFoundError:
         fail(f"{record} is not there; it is written when a service with this configuration starts")
-    except (OSError, ValueError) as error:
-        fail(f"{record} cannot be read: {why(error) if isinstance(error, OSError) else error}")
+    except OSError as error:
+        fail(f"{record} cannot be read: {why(error)}")
     if form == "json":
         print(json.dumps(_document(record, records, problem), indent=2))
     else:
@@ -81,7 +81,7 @@ def _record(path: Path) -> Path:
 def _has_records(path: Path) -> bool:
     try:
         return any(True for _ in read(path))
-    except (OSError, ValueError):
+    except OSError:
         return False  # `check` says what is wrong with it
 
 
