@@ -45,7 +45,7 @@ PAGES = [README, *sorted(DOCS.rglob("*.md"))]
 
 NOT_RUN = {
     "pip install ": "needs a package index; the wheel and its extras have tests in test_packaging.py",
-    "make ": "test.yml and .ci/run run them; a test holds that the targets exist",
+    "make ": "takes minutes; .ci/run runs them, and a test holds that the targets exist",
     "export ": "each command has the environment of the test",
     "docker ": "a container needs a daemon; stores.py has servers of its own",
 }

