@@ -370,7 +370,7 @@ def test_variables_are_those_that_are_written_and_not_those_of_comments(here: Pa
     (here / "seawall.yaml").write_text(
         f"{SMALL}# ${{NOT_THIS}}\n"
         "backend: {type: redis, url: '${REDIS_URL:-redis://x}', secret: '${SEAWALL_SECRET}'}\n"
-        "tenants: {'$${NOR_THIS}': {}}\n",
+        "status: {path: /-/seawall, allow: [127.0.0.1], token: 'nobodys-secret-$${NOR_THIS}'}\n",
         encoding="utf-8",
     )
     found = manifests(export("k8s", "--name", "shop").stdout)

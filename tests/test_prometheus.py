@@ -253,6 +253,24 @@ def test_every_label_of_an_aggregation_or_a_legend_is_one_of_a_metric(live: Live
                 assert set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])) <= kept, panel["title"]
 
 
+def test_what_alerts_count_is_there_before_it_has_happened(store: Server, tmp_path: Path) -> None:
+    """Prometheus sees no increase in the first value of a series."""
+    path, registry = tmp_path / "seawall.yaml", CollectorRegistry()
+    path.write_text(yaml.safe_dump(settings(store)), encoding="utf-8")
+    app = Seawall(hello, config=path, registry=registry)
+    counted = 0
+    for group in groups(Settings()):
+        for rule in group.rules:
+            for selector in re.findall(r"increase\((seawall_\w+\{[^}]*\})", rule.expression):
+                [(name, matchers)] = selectors(selector)
+                samples = [s.labels for family in registry.collect() for s in family.samples if s.name == name]
+                wanted = {label: value for label, (_, value) in matchers.items()}
+                assert [labels for labels in samples if wanted.items() <= labels.items()], selector
+                counted += 1
+    assert counted >= 5
+    assert app.policy.digest
+
+
 # A real Prometheus
 
 

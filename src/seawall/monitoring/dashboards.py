@@ -37,7 +37,7 @@ from seawall.metrics import (
     UTILIZATION,
 )
 from seawall.monitoring.grafana import SEEN, Dashboard, Panel, Query, Variable
-from seawall.monitoring.promql import Scope, Unlike
+from seawall.monitoring.promql import Scope, Unlike, total
 
 REFUSED = tuple(OUTCOMES[at] for at in (LIMITED, SHED, EXPIRED, DENIED))
 DECIDED = (OUTCOMES[ALLOWED], *REFUSED)
@@ -112,10 +112,10 @@ def overview() -> Dashboard:
         ),
         Panel(
             "Policies in force",
-            "Different configurations among the instances. More than one for longer than a rollout takes means that "
-            "somebody is held to what is no longer written.",
+            "Different configurations among the instances of one job. More than one for longer than a rollout takes "
+            "means that somebody is held to what is no longer written.",
             "none",
-            [Query(f"count({SEEN.gauge('max', CONFIG_INFO, 'job', 'hash')})")],
+            [Query(f"max({total(SEEN.gauge('max', CONFIG_INFO, 'job', 'hash'), 'job', function='count')})")],
             "stat",
             width=4,
             height=4,

@@ -301,7 +301,7 @@ _BUILT_IN = {
 
 
 def _reloads() -> dict[str, Any]:
-    changed = f"changes({SEEN.series(LAST_RELOAD)}[{SEEN.window}])"
+    changed = f"changes({SEEN.series(LAST_RELOAD)}[2m])"  # twice the step
     return {
         "name": "Policy changed",
         "datasource": SOURCE,
