@@ -5,14 +5,19 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Tracer, use_span
+from prometheus_client import CollectorRegistry
+from starlette.types import Receive, Scope, Send
 
-from seawall import tracing
+from harness import call, hello, statuses
+from seawall import Seawall, tracing
+from seawall.testing import ManualClock
 
 
 @pytest.fixture
@@ -87,3 +92,83 @@ def test_importing_seawall_does_not_import_opentelemetry() -> None:
     code = "import sys, seawall, seawall.tracing; print([name for name in sys.modules if name.startswith('opentel')])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def outside(app: Any, tracer: Tracer) -> Any:
+    """What makes the server's spans, around an application."""
+
+    async def traced(scope: Scope, receive: Receive, send: Send) -> None:
+        with tracer.start_as_current_span("request", kind=SpanKind.SERVER):
+            await app(scope, receive, send)
+
+    return traced
+
+
+CONFIG = {
+    "version": 1,
+    "plans": {"default": {"rate": "2/minute"}},
+    "access": {"deny": ["198.51.100.0/24"]},
+    "routes": [{"name": "probes", "match": {"path": "/healthz"}, "exempt": True}],
+    "shedding": {"algorithm": "off"},
+}
+
+
+def told(exporter: InMemorySpanExporter) -> list[dict[str, Any]]:
+    found = [
+        {name.removeprefix("seawall."): value for name, value in (span.attributes or {}).items()}
+        for span in exporter.get_finished_spans()
+        if span.kind is SpanKind.SERVER
+    ]
+    exporter.clear()
+    return found
+
+
+def test_every_request_says_what_became_of_it(
+    tracer: Tracer, exporter: InMemorySpanExporter, registry: CollectorRegistry, clock: ManualClock
+) -> None:
+    def tenant(scope: Scope) -> str | None:
+        return "acme" if scope["path"] == "/acme" else None
+
+    app = outside(Seawall(hello, CONFIG, identify=tenant, registry=registry, clock=clock), tracer)
+    statuses(app, 3)
+    assert told(exporter) == [
+        {"outcome": "allowed", "plan": "default", "priority": "normal"},
+        {"outcome": "allowed", "plan": "default", "priority": "normal"},
+        {"outcome": "limited", "plan": "default", "priority": "normal", "reason": "rate", "policy": "rate"},
+    ]
+    call(app, "/acme")
+    call(app, "/healthz")
+    call(app, client=("198.51.100.9", 1))
+    assert told(exporter) == [
+        {"outcome": "allowed", "plan": "default", "priority": "normal", "tenant": "acme"},
+        {"outcome": "exempt"},
+        {"outcome": "denied", "reason": "denied"},
+    ]
+
+
+def test_it_is_the_server_s_span_whatever_is_current_in_the_application(
+    tracer: Tracer, exporter: InMemorySpanExporter, registry: CollectorRegistry, clock: ManualClock
+) -> None:
+    async def inner(scope: Scope, receive: Receive, send: Send) -> None:
+        with tracer.start_as_current_span("work"):
+            await hello(scope, receive, send)
+
+    call(outside(Seawall(inner, CONFIG, registry=registry, clock=clock), tracer))
+    work, server = exporter.get_finished_spans()
+    assert (server.attributes or {})["seawall.outcome"] == "allowed"
+    assert dict(work.attributes or {}) == {}
+
+
+def test_stacked_middlewares_write_once_and_what_is_switched_off_writes_nothing(
+    tracer: Tracer,
+    exporter: InMemorySpanExporter,
+    registry: CollectorRegistry,
+    clock: ManualClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    inner = Seawall(hello, CONFIG, registry=registry, clock=clock)
+    call(outside(Seawall(inner, CONFIG, registry=registry, clock=clock), tracer))
+    assert told(exporter) == [{"outcome": "allowed", "plan": "default", "priority": "normal"}]
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    call(outside(Seawall(hello, CONFIG, registry=registry, clock=clock), tracer))
+    assert told(exporter) == [{}]

@@ -27,7 +27,7 @@ from weakref import WeakSet, WeakValueDictionary
 from prometheus_client import CollectorRegistry
 from starlette.exceptions import HTTPException
 
-from seawall import advice, operate, ticker
+from seawall import advice, operate, ticker, tracing
 from seawall._version import __version__
 from seawall.admission import GONE, Denied
 from seawall.backends import Backend, Key, OperatedBackend, SharedBackend
@@ -53,6 +53,7 @@ from seawall.metrics import (
     EXEMPT,
     LAST_RELOAD,
     LOOP_LAG,
+    OUTCOMES,
     QUEUED,
     REJECTIONS,
     REQUEST_DURATION,
@@ -142,6 +143,7 @@ class Middleware:
         self._random = random
         self._publication = Publication.of(registry)
         self._cells = self._publication.cells
+        self._traces = tracing.begin()
         self._loops: WeakSet[AbstractEventLoop] = WeakSet()
         self._closing: set[Task[None]] = set()
         roots = [getattr(link, "root_path", "") for link in advice.chain(app)]
@@ -319,6 +321,8 @@ class Middleware:
             lane = gate.hinted(lane, hint)
 
         exchange = Exchange(self, lane, tenant, principal, address, scope, receive, send)
+        if self._traces:
+            exchange.span = tracing.current()
         if hint is not None:
             exchange.deadline = gate.deadline(hint)
         if gate.body_timeout is not None and kind == "http":
@@ -469,7 +473,9 @@ class Middleware:
         finally:
             scope.pop(SCOPE_KEY, None)
 
-    def _count_nobody(self, outcome: int, seen: Exchange | Passed | None, tenant: str | None = None) -> None:
+    def _count_nobody(
+        self, outcome: int, seen: Exchange | Passed | None, tenant: str | None = None, reason: str = ""
+    ) -> None:
         """Count a request without a lane, unless a shell further out counts it."""
         if seen is not None:
             return
@@ -477,6 +483,8 @@ class Middleware:
         values[self.gate.nobody[outcome]] += 1
         if self.gate.labels is not None and tenant is not None:
             values[self.gate.labels.cell(tenant, outcome)] += 1
+        if self._traces and (span := tracing.current()) is not None:
+            tracing.note(span, OUTCOMES[outcome], tenant=tenant, reason=reason)
 
     async def _turn_away(
         self,
@@ -496,7 +504,7 @@ class Middleware:
             return await self._serve_passed(seen, scope, receive, send)
         if type(seen) is Exchange:
             return await seen.refuse(denied)
-        self._count_nobody(DENIED, seen, caller if isinstance(caller, str) else None)
+        self._count_nobody(DENIED, seen, caller if isinstance(caller, str) else None, denied.reason)
         self.refusals.note(caller, denied.reason, "", "none")
         await self.deliver(self.gate.answers.prepare(denied), None, [], scope, receive, send)
 
@@ -723,7 +731,7 @@ class Middleware:
             for name, waiting in overload["waiting"].items():
                 yield QUEUED, (name,), waiting
         if self.gate.streams is not None:
-            for rule, count in self.gate.streams.open.items():
+            for rule, count in list(self.gate.streams.open.items()):  # a thread may ask
                 yield STREAMS, (rule,), count
         yield CONFIG_INFO, (self.policy.digest[:12], self.policy.mode.name.lower()), 1
         yield LAST_RELOAD, (), self._started if self._watch is None else self._watch.state.loaded_at

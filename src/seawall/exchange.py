@@ -9,11 +9,12 @@ from contextvars import ContextVar
 from functools import partial
 from typing import Any, Protocol, TypeAlias, final
 
+from seawall import tracing
 from seawall.admission import Closest, Denied, Entry, Ticket
 from seawall.backends import Backend, Charge, Key, Verdict
 from seawall.decision import Outcome
 from seawall.gate import Gate, Identify, Lane
-from seawall.metrics import DENIED, EXPIRED, LIMITED, SHED
+from seawall.metrics import DENIED, EXPIRED, LIMITED, OUTCOMES, SHED
 from seawall.overload.queue import DONE
 from seawall.refusals import Refusals
 from seawall.responses import Header, Prepared, Spent, closest, grows, policy_header
@@ -112,6 +113,7 @@ class Exchange(Ticket):
         "refused",
         "root",
         "shell",
+        "span",
         "status",
         "withheld",
     )
@@ -165,6 +167,7 @@ class Exchange(Ticket):
         self.late = False
         self.root = scope.get("root_path")
         self.dues: tuple[tuple[Backend, Verdict], ...] = ()
+        self.span: Any = None
 
     def __repr__(self) -> str:
         who = f"tenant {self.tenant!r}" if self.tenant is not None else "an anonymous caller"
@@ -221,7 +224,7 @@ class Exchange(Ticket):
         """Answer with a refusal, whoever decided on it."""
         self.refused = self.answered = self.muted = True
         outcome = _REFUSED.get(denied.reason, DENIED)
-        self.count(outcome)
+        self.count(outcome, denied)
         policy = denied.waits[0][0] if denied.waits else ""
         self.shell.refusals.note(self.principal, denied.reason, policy, self.terms.route.name)
         answers = self.gate.answers
@@ -264,7 +267,7 @@ class Exchange(Ticket):
         reason = self.withheld.reason if self.withheld is not None else ""
         await self._send({"type": "websocket.close", "code": 1013, "reason": reason})
 
-    def count(self, outcome: int) -> None:
+    def count(self, outcome: int, denied: Denied | None = None) -> None:
         """Count the request, once: as it is answered, or at its end."""
         if self.counted:
             return
@@ -273,6 +276,24 @@ class Exchange(Ticket):
         gate.cells.values[self.lane.requests[outcome]] += 1
         if gate.labels is not None and self.tenant is not None:
             gate.cells.values[gate.labels.cell(self.tenant, outcome)] += 1
+        if self.span is not None:
+            self._trace(outcome, denied)
+
+    def _trace(self, outcome: int, denied: Denied | None) -> None:
+        """Write on the server's span what became of the request."""
+        reason = policy = ""
+        if denied is not None:
+            reason, policy = denied.reason, denied.waits[0][0] if denied.waits else ""
+        terms = self.terms
+        tracing.note(
+            self.span,
+            OUTCOMES[outcome],
+            tenant=self.tenant,
+            plan=terms.plan,
+            priority=terms.priority,
+            reason=reason,
+            policy=policy,
+        )
 
     def outcome(self, error: BaseException | None = None) -> Outcome:
         """How the application did, for the laws of concurrency: by its status, or by what it raised."""

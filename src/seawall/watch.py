@@ -207,8 +207,6 @@ class Watch:
 
     def _succeeded(self, before: Policy) -> None:
         changed = before is not self.policy
-        self.state = ReloadState(self.state.applied + changed, self.state.failed, time())
-        self._tell("ok")
         digest = self.policy.digest[:12]
         if changed:
             said = self._record(before)
@@ -216,6 +214,9 @@ class Watch:
             logger.info("%s has changed and is in force (%s): %s", self.path, digest, _some(said), extra=extra)
         else:
             logger.info("%s is right again (%s)", self.path, digest, extra={"event": "reload", "digest": digest})
+        self._tell("ok")
+        # Last, for whoever waits for it wants to find the rest.
+        self.state = ReloadState(self.state.applied + changed, self.state.failed, time())
 
     def changes(self) -> list[dict[str, Any]]:
         """The last changes of the policy, the oldest first: those of the history, or of this process without one."""
@@ -240,8 +241,6 @@ class Watch:
         return said
 
     def _failed(self, error: ConfigError) -> None:
-        self.state = replace(self.state, failed=self.state.failed + 1, error=str(error), error_at=time())
-        self._tell("failed")
         heads = [found.head for found in error.diagnostics]
         logger.error(
             "%s is wrong, and what was in force stays: %s",
@@ -249,6 +248,8 @@ class Watch:
             _some(heads),
             extra={"event": "reload_failed", "digest": self.policy.digest[:12], "mistakes": len(heads)},
         )
+        self._tell("failed")
+        self.state = replace(self.state, failed=self.state.failed + 1, error=str(error), error_at=time())
 
     def _tell(self, result: str) -> None:
         for one in list(self._subscribers):
