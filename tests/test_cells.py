@@ -610,6 +610,51 @@ def test_a_folded_file_that_cannot_be_read_is_left_out(
     assert json.loads((tmp_path / "0.folded").read_bytes())["names"]
 
 
+def test_a_fold_that_fails_is_said_once_and_loses_nothing(
+    tmp_path: Path, processes: Processes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, other, third = processes(3)
+    for process in (other, third):
+        process.count(REQUESTS, "allowed", "normal", by=3)
+    other.die()
+    one.fold()
+    third.die()
+    real = os.open
+
+    def locked(path: Path, *arguments: Any) -> int:
+        if Path(path).name == "0.folded":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return real(path, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", locked)
+        for _ in range(2):
+            one.fold()
+    with monkeypatch.context() as patch:
+        patch.setattr(json, "dump", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "no space")))
+        one.fold()
+    assert one.counted(REQUESTS, "allowed", "normal") == 6
+    assert len(files(tmp_path)) == 1
+    assert len(warnings(caplog)) == 1
+    one.fold()
+    assert one.counted(REQUESTS, "allowed", "normal") == 6
+    assert files(tmp_path) == []
+
+
+def test_a_folded_file_that_may_not_be_read_is_left_out_and_said_once(
+    tmp_path: Path, processes: Processes, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, other = processes(2)
+    other.count(REQUESTS, "allowed", "normal")
+    (tmp_path / "0.folded").symlink_to("elsewhere")
+    for _ in range(2):
+        assert one.counted(REQUESTS, "allowed", "normal") == 1
+    assert len(warnings(caplog)) == 1
+    (tmp_path / "0.folded").unlink()
+    (tmp_path / "0.folded").mkdir()
+    assert one.counted(REQUESTS, "allowed", "normal") == 1
+
+
 def test_nothing_outside_the_directory_is_removed(tmp_path: Path) -> None:
     precious = tmp_path / "precious"
     precious.write_text("mine")
@@ -778,6 +823,21 @@ def test_a_child_counts_in_a_file_of_its_own_from_nothing(tmp_path: Path, proces
     assert len(files(tmp_path)) == 1
     parent.count(REQUESTS, "allowed", "normal")
     assert other.counted(REQUESTS, "allowed", "normal") == 8
+
+
+def test_all_series_stay_where_they_are_after_a_fork(tmp_path: Path, processes: Processes) -> None:
+    process, other = processes(2)
+    placed = [process.cells.index(spec, *spec.labels) for spec in (REQUESTS, REQUEST_DURATION, INFLIGHT)]
+    for at in placed:
+        process.cells.values[at] += 1
+    process.cells.start_anew()
+    assert [process.cells.values[at] for at in placed] == [0, 0, 0]
+    assert [process.cells.index(spec, *spec.labels) for spec in (REQUESTS, REQUEST_DURATION, INFLIGHT)] == placed
+    late = process.cells.index(QUEUED, "late")
+    for at in (*placed, late):
+        process.cells.values[at] += 1
+    assert len(files(tmp_path)) == 2
+    assert other.counted(REQUESTS, *REQUESTS.labels) == 2
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")

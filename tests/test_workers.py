@@ -179,6 +179,22 @@ def test_a_beat_comes_by_itself_once_something_is_counted(monkeypatch: pytest.Mo
     assert begun == [(metrics.BEAT, process.publication.beat)]
 
 
+def test_a_middleware_that_is_made_in_another_thread_meanwhile_is_no_mistake(registry: CollectorRegistry) -> None:
+    process = Fake(registry, (QUEUED, ("normal",), 1))
+
+    class Growing:
+        begun = False
+
+        def __iter__(self) -> Iterator[Fake]:
+            yield process
+            if not self.begun:
+                self.begun = True
+                raise RuntimeError("Set changed size during iteration")
+
+    process.publication.sources = Growing()  # type: ignore[assignment]
+    assert metric(registry, QUEUED.name) == {("normal",): 1}
+
+
 @pytest.mark.usefixtures("together")
 def test_what_a_newer_version_counts_is_left_out() -> None:
     from seawall.cells import Spec

@@ -241,7 +241,7 @@ class CellFiles:
             raise PermissionError("permission denied")
         self._directory = directory
         self._ordinal = ordinal
-        self._has_complained = False
+        self._said: set[str] = set()
 
     def __repr__(self) -> str:
         return f"<CellFiles {self._ordinal} in {self._directory}>"
@@ -256,35 +256,40 @@ class CellFiles:
     def read(self, but: str | None = None) -> Found:
         """What all processes have counted, but for the one whose file is ``but``."""
         while True:
-            before = self._contents(self._path("folded"))
+            before = self._readable()
             found, names = self._folded(before)
             for name in self._names():
                 if name != but and name not in names:
                     self._add(found, name)
-            # Once for each process that has just ended, at most.
-            if self._contents(self._path("folded")) == before:
+            # Once more for each time that somebody has folded meanwhile.
+            if self._readable() == before:
                 return found
 
     def fold(self) -> None:
-        """Put what has ended into one file, unless somebody else does so just now. Raises `OSError`."""
+        """Put what has ended into one file, unless somebody else does so just now."""
         with self.alone() as alone:
-            if not alone:
-                return
-            found, names = self._folded(self._contents(self._path("folded")))
-            for name in names:
-                (self._directory / name).unlink(missing_ok=True)
-            ended = [name for name in self._names() if self._add(found, name, living=False)]
-            if not ended:
-                return
-            series = [[name, labels, cells] for (name, labels), cells in found.counts.items()]
-            document = {"token": secrets.token_hex(8), "names": ended, "series": series}
-            unfinished = self._path("folded.new")
-            unfinished.unlink(missing_ok=True)
-            with open(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600), "w") as file:
-                json.dump(document, file)
-            unfinished.replace(self._path("folded"))
-            for name in ended:
-                (self._directory / name).unlink()
+            try:
+                if alone:
+                    self._fold()
+            except OSError as error:
+                self._say("metrics of several processes: %s keeps the files of those that ended (%s)", error)
+
+    def _fold(self) -> None:
+        found, names = self._folded(self._contents())
+        for name in names:
+            (self._directory / name).unlink(missing_ok=True)
+        ended = [name for name in self._names() if self._add(found, name, living=False)]
+        if not ended:
+            return
+        series = [[name, labels, cells] for (name, labels), cells in found.counts.items()]
+        document = {"token": secrets.token_hex(8), "names": ended, "series": series}
+        unfinished = self._path("folded.new")
+        unfinished.unlink(missing_ok=True)
+        with open(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600), "w") as file:
+            json.dump(document, file)
+        unfinished.replace(self._path("folded"))
+        for name in ended:
+            (self._directory / name).unlink()
 
     @contextmanager
     def alone(self) -> Iterator[bool]:
@@ -336,14 +341,23 @@ class CellFiles:
         found.add_file(lines, cells, lives=lives)
         return True
 
-    def _contents(self, path: Path) -> bytes:
+    def _contents(self) -> bytes:
+        """The folded file. Raises `OSError` where it is there and cannot be read."""
+        path = self._path("folded")
         try:
             with _opened(path) as file:
                 return b"".join(iter(lambda: os.read(file, 1 << 20), b""))
         except FileNotFoundError:
             return b""
-        except _USELESS as error:
+        except ValueError as error:
             self._complain(path, error)
+            return b""
+
+    def _readable(self) -> bytes:
+        try:
+            return self._contents()
+        except OSError as error:
+            self._complain(self._path("folded"), error)
             return b""
 
     def _folded(self, contents: bytes) -> tuple[Found, frozenset[str]]:
@@ -365,9 +379,12 @@ class CellFiles:
         """Say once what is left out. A process that is short of something must not: counters would seem to fall."""
         if isinstance(why, OSError) and why.errno in _SHORT:
             raise why
-        if not self._has_complained:
-            self._has_complained = True
-            logger.warning("metrics of several processes: %s is left out (%s)", path, why)
+        self._say("metrics of several processes: %s is left out (%s)", why, path)
+
+    def _say(self, message: str, why: object, path: Path | None = None) -> None:
+        if message not in self._said:
+            self._said.add(message)
+            logger.warning(message, path or self._directory, why)
 
 
 @contextmanager
