@@ -287,16 +287,17 @@ def test_a_request_leaves_nothing_for_the_garbage_collector(kind: str) -> None:
     scenario = Scenario(kind)
     scenario.warm_up()
     finish(scenario.request())
-    gc.collect()
-    gc.disable()
-    try:
-        for _ in range(200):
-            finish(scenario.request())
-        left = gc.collect()
-    finally:
-        gc.enable()
-    # Not one for each; a gate of an earlier test may be among them.
-    assert left < 150
+    left = []
+    for _ in range(3):  # middlewares of earlier tests may go meanwhile, as soon as nothing is due for them
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(200):
+                finish(scenario.request())
+            left.append(gc.collect())
+        finally:
+            gc.enable()
+    assert min(left) < 150  # not one for each
 
 
 def test_a_coroutine_that_was_never_started_is_no_request() -> None:
