@@ -96,7 +96,6 @@ def spent(
     address: str = "192.0.2.1",
     priority: str = "normal",
     shed: int = 0,
-    outage: Outage | None = None,
 ) -> Account:
     """An account of what somebody got in some seconds."""
     caller = Caller(name, "calls", 20, polite, (address,))
@@ -105,7 +104,7 @@ def spent(
     tally.limited += Counter()
     if shed:
         tally.shed["overload"] = shed
-    return Account(tally, "free", priority, limits, outage)
+    return Account(tally, "free", priority, limits)
 
 
 def failed(checks: Any) -> list[str]:
@@ -136,18 +135,19 @@ def test_the_bound_is_burst_and_rate_to_the_nanosecond(rule: Limit, elapsed: int
 
 
 @pytest.mark.parametrize(
-    ("rule", "outage", "expected"),
+    ("rule", "shares", "expected"),
     [
-        (limit(10, 10), Outage(2), 10 + 40 + 10),  # not away: two shares of 5, which may have been used
-        (limit(10, 10), Outage(2, lost=SECOND, back=2 * SECOND, known=3 * SECOND), 10 + 40 + 10 + 20),
-        (limit(10, 10), Outage(2, lost=SECOND, back=2 * SECOND), 10 + 40 + 10 + 10),
-        (limit(10, 10), Outage(3, lost=SECOND, back=SECOND), 10 + 40 + 9),
-        (limit(10, 1), Outage(2, lost=SECOND, back=SECOND), 1 + 40 + 2),  # a share is one request at least
-        (limit(10, 10, cost=8), Outage(2, lost=SECOND, back=SECOND), (10 + 40 + 16) // 8),
+        (limit(10, 10), 2, 10 + 40 + 10 + 40),
+        (limit(10, 10), 3, 10 + 40 + 9 + 40),
+        (limit(10, 1), 2, 1 + 40 + 2 + 40),  # a share is one request at least
+        (limit(10, 10, cost=8), 2, (10 + 40 + 16 + 40) // 8),
+        (limit(100, None, period=86_400), 2, 200),
     ],
 )
-def test_an_outage_is_worth_one_share_each_and_the_rate(rule: Limit, outage: Outage, expected: int) -> None:
-    assert most(rule, 4 * SECOND, outage) == expected
+def test_what_processes_decide_alone_is_a_share_of_the_burst_each_and_the_rate(
+    rule: Limit, shares: int, expected: int
+) -> None:
+    assert most(rule, 4 * SECOND, shares) == expected
 
 
 def test_a_plan_that_is_held_passes() -> None:
@@ -421,7 +421,7 @@ def followed(lefts: Sequence[int], outage: Outage, *, took: int = MILLISECOND) -
     one = spent(limit(100, 100, period=3600), asked=len(lefts), admitted=len(lefts), seconds=6, polite=True)
     one.tally.limited.clear()
     one.tally.answered += [Answered(nth * SECOND // 2, took, "served", left) for nth, left in enumerate(lefts)]
-    return Account(one.tally, one.plan, one.priority, one.limits, outage)
+    return Account(one.tally, one.plan, one.priority, one.limits, outage.processes)
 
 
 USED = [99, 98, 97, 96, 49, 48, 47, 46, 95, 94, 93, 92]
@@ -463,7 +463,7 @@ def test_a_call_that_failed_may_have_been_charged(left: int, failed_calls: int, 
 
 def test_who_is_not_answered_while_the_store_is_away_is_named() -> None:
     outage = outage_of()
-    silent = spent(name="globex", outage=outage)
+    silent = spent(name="globex")
     [first, *_] = failed(outage_checks([followed(USED, outage), silent], outage, 0))
     assert first == "while Redis was away 4 requests were answered, the slowest after 1 ms, and none of globex"
 

@@ -147,11 +147,11 @@ class Stage:
             done.set()
 
 
-async def open_accounts(callers: Iterable[Caller], outage: Outage | None = None) -> list[Account]:
+async def open_accounts(callers: Iterable[Caller], shares: int = 0) -> list[Account]:
     """An account for each address of each caller, with the limits that the loaded policy has for its request."""
     policy = load(CONFIG)
     return [
-        account(Tally(caller, address), await explain(policy, caller.scope(address)), outage)
+        account(Tally(caller, address), await explain(policy, caller.scope(address)), shares)
         for caller in callers
         for address in caller.addresses
     ]
@@ -269,7 +269,7 @@ async def _lose(
     stage: Stage, act: Act, shared: store.Store, ports: Sequence[int], there: float, away: float, after_it: float
 ) -> Played:
     outage = Outage(len(ports))
-    accounts = await open_accounts(OUTAGE, outage)
+    accounts = await open_accounts(OUTAGE, len(ports))
     watch = Watch(ports)
 
     async def take_away() -> None:

@@ -47,18 +47,21 @@ class Check:
 @final
 @dataclass(frozen=True, slots=True)
 class Account:
-    """One address of a caller, what it got, and what its plan gives."""
+    """One address of a caller, what it got, and what its plan gives.
+
+    ``shares`` are processes that may lose what they share, and then have a share of each limit by themselves.
+    """
 
     tally: Tally
     plan: str
     priority: str
     limits: tuple[Limit, ...]
-    outage: Outage | None = None
+    shares: int = 0
 
     @property
     def at_most(self) -> int | None:
         """The requests that its limits admit in the time that it took; ``None`` without a limit."""
-        return min((most(limit, self.tally.elapsed_ns, self.outage) for limit in self.limits), default=None)
+        return min((most(limit, self.tally.elapsed_ns, self.shares) for limit in self.limits), default=None)
 
     @property
     def at_least(self) -> int:
@@ -69,7 +72,7 @@ class Account:
 @final
 @dataclass(slots=True)
 class Outage:
-    """When shared state was away, in monotonic nanoseconds, from ``processes`` that were all expected.
+    """When shared state was away, in monotonic nanoseconds, from ``processes``.
 
     It is taken away at ``lost``, is given back at ``back``, and all processes are known to ask it at ``known``.
     """
@@ -79,15 +82,10 @@ class Outage:
     back: int = 0
     known: int | None = None
 
-    @property
-    def lasts(self) -> int:
-        """The longest that anybody decided without it."""
-        return max(0, (self.known or self.back) - self.lost)
 
-
-def account(tally: Tally, told: Explanation, outage: Outage | None = None) -> Account:
+def account(tally: Tally, told: Explanation, shares: int = 0) -> Account:
     """The account of a caller, by what its request was explained to be."""
-    return Account(tally, told.caller.plan or "", told.priority, told.limits, outage)
+    return Account(tally, told.caller.plan or "", told.priority, told.limits, shares)
 
 
 def by_caller(accounts: Iterable[Account]) -> list[list[Account]]:
@@ -98,15 +96,18 @@ def by_caller(accounts: Iterable[Account]) -> list[list[Account]]:
     return list(groups.values())
 
 
-def most(limit: Limit, elapsed_ns: int, outage: Outage | None = None) -> int:
-    """The requests that ``limit`` admits in any time of ``elapsed_ns``, exactly; and in an outage within it."""
+def most(limit: Limit, elapsed_ns: int, shares: int = 0) -> int:
+    """The requests that ``limit`` admits in any time of ``elapsed_ns``, exactly.
+
+    With ``shares`` it is what all together admit at most, whenever and however often they have to decide alone: a
+    busy machine may make them, also where nobody has taken anything away.
+    """
     if limit.burst is None:
         # A calendar window may end meanwhile, and the next begin.
         return 2 * limit.amount // limit.cost
     units = limit.burst * limit.period_ns + limit.amount * elapsed_ns
-    if outage is not None:
-        share = max(limit.burst // outage.processes, limit.cost)
-        units += outage.processes * share * limit.period_ns + limit.amount * outage.lasts
+    if shares:
+        units += shares * max(limit.burst // shares, limit.cost) * limit.period_ns + limit.amount * elapsed_ns
     return units // (limit.period_ns * limit.cost)
 
 
