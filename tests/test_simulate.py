@@ -107,7 +107,7 @@ class Original:
             headers.append((b"x-forwarded-for", asked.forwarded.encode()))
         if asked.method == "OPTIONS":
             headers += [(b"origin", b"https://example.com"), (b"access-control-request-method", b"GET")]
-        state = {"region": asked.states[0]} if asked.states and asked.states[0] is not None else {}
+        state: dict[str, str] = {"region": asked.states[0]} if asked.states and asked.states[0] is not None else {}
         if asked.tenant is not None:
             state["tenant_id"] = asked.tenant
         scope = {
@@ -305,6 +305,16 @@ def test_concurrency_counts_who_is_still_being_served() -> None:
 def test_without_durations_concurrency_refuses_nobody() -> None:
     replay = Replay(policy(plans={"default": {"concurrency": 1}}))
     assert [replay.decide(request(0))[0] for _ in range(3)] == [ALLOWED] * 3
+
+
+def test_who_is_not_limited_still_takes_a_place_among_the_streams() -> None:
+    routes = [{"name": "events", "match": {"path": "/events"}, "streaming": {"max": 1}}]
+    one = policy(plans={"default": {"rate": "1/second", "mode": "off"}}, routes=routes)
+    asked = [request(at, "/events", took=2 * SECOND, ip=f"192.0.2.{at}") for at in range(4)]
+    replay, original = Replay(one), Original(one)
+    assert [replay.decide(each)[0] for each in asked] == [EXEMPT, REFUSED, EXEMPT, REFUSED]
+    assert [original.decide(each)[0] for each in asked] == [EXEMPT, REFUSED, EXEMPT, REFUSED]
+    original.close()
 
 
 def test_a_key_is_known_by_itself_and_by_its_hash_until_it_expires() -> None:

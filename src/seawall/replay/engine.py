@@ -169,14 +169,13 @@ class Replay:
             return self._turned_away(gate.modes[position], address, 401, "nobody is identified")
         lane, principal, _ = found
         terms = lane.terms
-        if terms.mode is Mode.OFF:
-            return EXEMPT, principal, lane, 0, ""
         ticket = Ticket(scope, terms, tenant, principal, gate.clients.key, address)
         denied = gate.admit(ticket)
         if denied is None:
             if ticket.held:
                 self._hold(ticket, self._now + took if took > 0 else self._now)
-            return ALLOWED, principal, lane, 0, ""
+            # Whoever nothing limits still takes a place among the streams.
+            return EXEMPT if terms.mode is Mode.OFF else ALLOWED, principal, lane, 0, ""
         assert isinstance(denied, Denied), "in memory, and with nothing to wait for, an answer is there at once"
         gate.admission.settle(ticket, Outcome.IGNORED, refund=True)
         cause = denied.waits[0][0] if denied.waits else denied.reason

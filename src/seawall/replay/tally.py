@@ -162,8 +162,8 @@ class Tally:
             self.exempt += 1
         else:
             self._callers[caller] = self._callers.get(caller, 0) + 1
-            if lane is not None:
-                self._lanes[lane] = self._lanes.get(lane, 0) + 1
+        if lane is not None:
+            self._lanes[lane] = self._lanes.get(lane, 0) + 1
         if cause:
             enforced = outcome == REFUSED
             if enforced:
