@@ -115,13 +115,13 @@ PANELS = [
 ]
 
 
-def test_there_is_a_dashboard_for_the_service_its_callers_and_its_store(here: Path) -> None:
+def test_there_is_a_dashboard_for_the_service_its_callers_its_store_and_its_calls(here: Path) -> None:
     result = export("dashboards", "-o", "grafana")
     assert result.exit_code == 0
     assert {name: json.loads(text) for name, text in files(here / "grafana").items()} == {
         f"{name}.json": document for name, document in DOCUMENTS.items()
     }
-    assert list(DOCUMENTS) == ["overview", "tenants", "backend"]
+    assert list(DOCUMENTS) == ["overview", "tenants", "backend", "client"]
 
 
 def test_the_same_code_gives_the_same_bytes() -> None:
@@ -192,7 +192,7 @@ def test_one_file_is_printed_and_several_want_a_directory(here: Path) -> None:
     assert json.loads(export("dashboards", "tenants").stdout) == DOCUMENTS["tenants"]
     refused = export("dashboards")
     assert (refused.exit_code, refused.stdout) == (2, "")
-    assert "3 files: --output DIR" in refused.stderr
+    assert "4 files: --output DIR" in refused.stderr
     assert export("compose").exit_code == 2
     assert yaml.safe_load(export("alerts").stdout)["groups"]
     assert len(list(yaml.safe_load_all(export("k8s").stdout))) == 6
@@ -206,12 +206,14 @@ def test_nothing_is_overwritten_that_differs(here: Path) -> None:
     refused = export("dashboards", "-o", "out")
     assert (refused.exit_code, refused.stdout) == (2, "")
     assert "tenants.json is there already and differs; --force replaces it" in refused.stderr
-    assert set(files(here / "out")) == {"overview.json", "tenants.json"}, "and none of the others is written"
+    assert set(files(here / "out")) == {"overview.json", "tenants.json", "client.json"}, (
+        "and none of the others is written"
+    )
     forced = export("dashboards", "-o", "out", "--force")
     assert (forced.exit_code, files(here / "out")) == (0, written)
     assert re.findall(r"wrote out/(\w+)", forced.stderr) == ["tenants", "backend"]
     again = export("dashboards", "-o", "out")
-    assert (again.exit_code, again.stderr.count("is as it should be")) == (0, 3)
+    assert (again.exit_code, again.stderr.count("is as it should be")) == (0, 4)
 
 
 def test_where_nothing_can_be_written_it_says_why(here: Path) -> None:

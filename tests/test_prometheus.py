@@ -14,6 +14,7 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 import yaml
 from prometheus_client import CollectorRegistry, generate_latest
@@ -21,7 +22,8 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 
 from harness import KEY, OTHER_KEY, hash_of, hello
 from seawall import Seawall
-from seawall.metrics import SPECS
+from seawall.client import CircuitOpen, ResilientTransport, RetryPolicy
+from seawall.metrics import REGISTRY, SPECS
 from seawall.monitoring.alerts import Record, Settings, groups
 from seawall.monitoring.dashboards import dashboards
 from seawall.monitoring.promql import TARGET
@@ -136,7 +138,8 @@ async def scraped(store: Server, write: Callable[[dict[str, Any]], Path]) -> str
     try:
         await happen(app, inner, registry, store, lambda **changes: write({**configuration, **changes}))
         await grow(registry)
-        return generate_latest(registry).decode()
+        await call_others()
+        return (generate_latest(registry) + generate_latest(REGISTRY)).decode()
     finally:
         inner.gate.set()
         await app.backend.aclose()
@@ -152,6 +155,32 @@ async def grow(registry: CollectorRegistry) -> None:
     await until(lambda: "seawall_concurrency_limit_changes_total{" in generate_latest(registry).decode(), "it grows")
     inner.gate.set()
     await asyncio.gather(*held)
+
+
+async def call_others() -> None:
+    """Let a client do all that it counts, with a host that is well, then slow, and then broken."""
+    late, status = asyncio.Event(), 200
+
+    async def answer(request: httpx2.Request) -> httpx2.Response:
+        if late.is_set():
+            late.clear()
+            await asyncio.sleep(30)  # a second request is quicker
+        return httpx2.Response(status)
+
+    transport = ResilientTransport(httpx2.MockTransport(answer), hedge=True, retry=RetryPolicy(base=0))
+    async with httpx2.AsyncClient(transport=transport) as client:
+        for _ in range(30):
+            assert (await client.get("http://other/")).status_code == 200
+        late.set()
+        assert (await client.get("http://other/")).status_code == 200
+        status = 500
+        with pytest.raises(CircuitOpen):
+            await ask_on(client)
+
+
+async def ask_on(client: httpx2.AsyncClient) -> None:
+    for _ in range(100):
+        await client.get("http://other/")
 
 
 async def happen(

@@ -42,12 +42,13 @@ Image = Annotated[str | None, typer.Option("--image", metavar="IMAGE", help="Its
 
 def dashboards(
     name: Annotated[
-        Literal["overview", "tenants", "backend"] | None, typer.Argument(metavar="NAME", help="Which, for one alone.")
+        Literal["overview", "tenants", "backend", "client"] | None,
+        typer.Argument(metavar="NAME", help="Which, for one alone."),
     ] = None,
     output: Output = None,
     force: Force = False,
 ) -> None:
-    """Write dashboards for Grafana: overview, tenants, backend.
+    """Write dashboards for Grafana: overview, tenants, backend, client.
 
     \b
     Examples:

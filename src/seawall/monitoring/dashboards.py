@@ -1,4 +1,4 @@
-"""What an operator asks, in the order in which it is asked: an overview, the callers, the shared store."""
+"""What an operator asks, in the order in which it is asked: an overview, the callers, the shared store, the calls."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ from seawall.metrics import (
     BACKEND_REQUESTS,
     BACKEND_UP,
     BUILD_INFO,
+    CLIENT_ATTEMPTS,
+    CLIENT_BUDGET,
+    CLIENT_CIRCUITS,
+    CLIENT_HEDGES,
+    CLIENT_REFUSALS,
+    CLIENT_RETRIES,
     CONCURRENCY_LIMIT,
     CONFIG_INFO,
     CONFIG_RELOADS,
@@ -540,6 +546,71 @@ def backend() -> Dashboard:
     )
 
 
+def client() -> Dashboard:
+    """What this service asks of others: are they well, and does it make their bad day worse."""
+    host = Scope((*SEEN.matchers, 'host=~"$host"'), SEEN.window)
+    attempts = host.rate(CLIENT_ATTEMPTS, "host")
+    calls = [
+        Panel(
+            "Attempts, by result",
+            "Requests that were sent to other services, retries as well. error: no answer.",
+            "reqps",
+            [Query(host.rate(CLIENT_ATTEMPTS, "host", "result"), "{{host}} {{result}}")],
+            width=12,
+            stacked=True,
+        ),
+        Panel(
+            "Not sent",
+            "circuit_open and throttled protect the other service, deadline_exceeded is work for nobody.",
+            "reqps",
+            [Query(host.rate(CLIENT_REFUSALS, "host", "reason"), "{{host}} {{reason}}")],
+            width=12,
+            stacked=True,
+        ),
+        Panel(
+            "Share of retries",
+            "Of all attempts. The budget keeps it near a tenth, however many calls fail.",
+            "percentunit",
+            [Query(_share(host.rate(CLIENT_RETRIES, "host"), attempts), "{{host}}")],
+            steps=((0.1, "orange"),),
+        ),
+        Panel(
+            "Retries, by why",
+            "unsent: no connection; transient: a broken one, or 500, 502, 503, 504; throttled: 429, or told when.",
+            "ops",
+            [Query(host.rate(CLIENT_RETRIES, "reason"), "{{reason}}")],
+            stacked=True,
+        ),
+        Panel(
+            "Sent twice",
+            "Requests that took longer than 95 of 100 did, of which a second one was sent beside the first.",
+            "ops",
+            [Query(host.rate(CLIENT_HEDGES, "host"), "{{host}}")],
+        ),
+        Panel(
+            "Open circuits",
+            "Hosts to which nothing, or only a part, is sent, because too much of it failed.",
+            "short",
+            [Query(host.gauge("sum", CLIENT_CIRCUITS, "host"), "{{host}}")],
+            width=12,
+        ),
+        Panel(
+            "Tokens left for retries",
+            "Of the instance that has fewest. At 0 nothing is tried again: the other service is away, and not unlucky.",
+            "short",
+            [Query(host.gauge("min", CLIENT_BUDGET, "host"), "{{host}}")],
+            width=12,
+        ),
+    ]
+    return Dashboard(
+        "client",
+        "Seawall / Client",
+        "What a service that uses seawall.client asks of others: retries and their budget, circuits, what is not sent.",
+        {"Calls to other services": calls},
+        (Variable("host", "Host", CLIENT_ATTEMPTS, within=("namespace", "job")),),
+    )
+
+
 def dashboards() -> tuple[Dashboard, ...]:
     """All of them."""
-    return overview(), tenants(), backend()
+    return overview(), tenants(), backend(), client()
