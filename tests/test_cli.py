@@ -220,7 +220,8 @@ def test_what_init_says_of_overload_is_what_holds_without_it(here: Path) -> None
     invoke("init")
     text = (here / "seawall.yaml").read_text()
     said = {line.partition(":")[0]: line for line in re.findall(r"^# ([a-z]+: \{.*)$", text, re.MULTILINE)}
-    assert set(said) == {"priorities", "shedding"}
+    assert set(said) == {"priorities", "shedding", "status"}
+    assert loads(f"{text}\n{said['status']}").status is not None
     as_it_is, classes = loads(text), loads(f"{text}\n{said['priorities']}")
     assert classes.priorities == as_it_is.priorities
     assert loads(f"{text}\n{said['shedding']}").shedding.algorithm == "off"

@@ -79,6 +79,9 @@ routes:                          # top to bottom, the first match wins; what mat
 metrics:
   path: /metrics                 # for Prometheus
   allow: [127.0.0.1, "::1"]      # who may scrape
+
+# status: {{allow: [127.0.0.1]}}        # a page for people at /-/seawall: what holds, and who is refused
+# history: seawall.history.jsonl        # each change of this file: when, and what it means
 """
 
 NEXT = """\
