@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import re
 import signal
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -649,3 +651,18 @@ def test_the_example_of_several_workers_does_what_it_says(tmp_path: Path) -> Non
     with started(command, tmp_path) as server:
         asked(server.port, 50)
         assert allowed(server.port) == {50}
+
+
+@pytest.mark.slow
+def test_the_benchmark_measures_both_ways_to_count_and_writes_its_report(tmp_path: Path) -> None:
+    target = tmp_path / "workers.json"
+    command = [sys.executable, "benchmarks/workers.py", "--quick", "--json", str(target)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stdout + done.stderr
+    parts = json.loads(target.read_text())["parts"]
+    assert all(row["failure"] == "" and row["total"]["median"] > 0 for row in parts["request"]["rows"])
+    assert {name: 0 < found["median"] < 1e5 for name, found in parts["request"]["increments_ns"].items()} == {
+        "in a list": True,
+        "in a mapped file": True,
+    }
+    assert parts["scrape"]["8 dead, 1000 series"]["before"]["median"] > 0
