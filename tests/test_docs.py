@@ -6,6 +6,7 @@ import asyncio
 import importlib.util
 import json
 import re
+import subprocess
 import sys
 from functools import cache
 from pathlib import Path
@@ -210,6 +211,35 @@ def test_every_diagnostic_is_explained_with_an_example() -> None:
 
 
 # The site
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning_and_asks_nobody_else_for_anything(tmp_path: Path) -> None:
+    pytest.importorskip("furo", reason="the extra docs is not installed")
+    pytest.importorskip("myst_parser", reason="the extra docs is not installed")
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "-W",
+        "--keep-going",
+        "-n",
+        "-q",
+        "-b",
+        "html",
+        "-d",
+        str(tmp_path / "t"),
+    ]
+    built = subprocess.run([*command, str(DOCS), str(tmp_path / "site")], capture_output=True, text=True, check=False)
+    assert (built.returncode, built.stderr) == (0, "")
+    loaded = re.compile(
+        r"<(?:script|img|iframe|source|video)\b[^>]*\bsrc=\"(?:https?:)?//|<link\b[^>]*\bhref=\"(?:https?:)?//"
+    )
+    for page in (tmp_path / "site").rglob("*.html"):
+        assert loaded.search(page.read_text(encoding="utf-8")) is None, page
+    for sheet in (tmp_path / "site").rglob("*.css"):
+        assert re.search(r"@import|url\([\"']?(?:https?:)?//", sheet.read_text(encoding="utf-8")) is None, sheet
+    assert {path.stem for path in (tmp_path / "site").glob("*.html")} >= {page.stem for page in DOCS.glob("*.md")}
 
 
 def test_links_of_the_readme_lead_somewhere() -> None:
