@@ -28,6 +28,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from harness import hash_of
+from pages import DOCS, blocks, commands
 from seawall import Seawall
 from seawall.cli import simulate
 from seawall.cli.simulate import chart
@@ -1400,6 +1401,19 @@ def test_a_plot_is_written_beside_the_report(shop: Path) -> None:
         assert (code, out[:23]) == (0, "access.log: 24 requests")
     ElementTree.fromstring((shop / "week.svg").read_text())
     assert len(pixels((shop / "week.png").read_bytes())) == 720
+
+
+def test_the_picture_of_the_page_is_what_its_command_draws(small: Path) -> None:
+    page = DOCS / "simulate.md"
+    for block in blocks(page, "python", "yaml"):
+        (small / str(block.file)).write_text(block.text)
+        if block.language == "python":
+            exec(compile(block.text, str(block), "exec"), {})
+    [first] = [block for block in blocks(page, "console") if "--plot" in block.text]
+    [command] = [each for each in commands(first) if each.line.startswith("seawall simulate new.yaml")]
+    code, out, err = told(*command.line.split()[2:])
+    assert (code, out, err) == (0, command.shown, "")
+    assert (small / "week.svg").read_text() == (DOCS / "images" / "simulate.svg").read_text()
 
 
 # On a terminal, and in time
