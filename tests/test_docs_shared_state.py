@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -14,7 +15,8 @@ from starlette.responses import PlainTextResponse
 
 from seawall import Seawall
 from seawall.backends import DENIED_FOR, share
-from seawall.backends.redis import address, backend, leases, node, session, slots
+from seawall.backends.redis import address, backend, blocked, leases, node, session, slots
+from seawall.blocks import Block
 from seawall.config import check
 from seawall.metrics import SPECS
 from seawall.policy import BackendSettings
@@ -58,7 +60,7 @@ def test_what_is_called_a_default_is_one(tmp_path: Path) -> None:
         assert getattr(policy.backend, name) == getattr(default, name), name
     described = {*names, "type", "url", "secret", "instances"}
     settings = {field.name.removesuffix("_ns") for field in fields(BackendSettings)}
-    assert settings - described == {"max_keys"}
+    assert settings - described == {"max_keys", "snapshot"}  # of a memory backend
 
 
 @pytest.mark.parametrize("url", URLS)
@@ -112,10 +114,20 @@ def decided_by(url: str, settings: dict[str, Any] | None = None) -> tuple[list[i
         statuses = [(await drive(app, "/")).status for _ in range(8)]
         assert isinstance(app.backend, backend.RedisBackend)
         up = app.backend.up
+        if up:
+            await operated(app.backend)
         await app.backend.aclose()
         return statuses, up
 
     return asyncio.run(ask())
+
+
+async def operated(asked: backend.RedisBackend) -> None:
+    """Do what an operator does."""
+    await asked.block("acme", Block(time.time_ns() + SECOND))
+    await asked.fetch_blocks()
+    assert len(asked.blocks) == 1
+    await asked.forget([(asked.meter("rate", "tenant", Rate(1, SECOND)), "acme")])
 
 
 def denials(servers: Sequence[Server]) -> list[Any]:
@@ -175,11 +187,15 @@ def test_keys_are_as_long_and_expire_as_the_page_says(store: Server) -> None:
     }
     lengths: dict[str, set[int]] = {}
     expiries: dict[str, int] = {}
+    blocked_for: list[int] = []
 
     async def inside(scope: Any, receive: Any, send: Any) -> None:
         for key in store.command("KEYS", "*"):
             if key.endswith(":canary"):
                 continue  # which a probe leaves for a millisecond
+            if key == "seawall:{instances}:blocks":
+                blocked_for.append(store.command("PTTL", key))
+                continue
             kind = "the processes" if key == "seawall:{instances}:instances" else "of a caller"
             lengths.setdefault(kind, set()).add(store.command("STRLEN", key))
             expiries[key] = store.command("PTTL", key)
@@ -196,11 +212,15 @@ def test_keys_are_as_long_and_expire_as_the_page_says(store: Server) -> None:
     )
 
     async def ask() -> None:
+        assert isinstance(app.backend, backend.RedisBackend)
+        await app.backend.block("acme", Block(time.time_ns() + 60 * SECOND))
+        await app.backend.block("globex", Block(time.time_ns() + SECOND))
         for _ in range(2):
             assert (await drive(app, "/")).status == 200
         await app.backend.aclose()
 
     asyncio.run(ask())
+    assert 1_000 < min(blocked_for) <= max(blocked_for) <= 60_000
     assert lengths["of a caller"] == {32, 16, 24}
     assert lengths["the processes"] == {24}
     assert 0 < min(expiries.values()) <= slots.LIFE // 1_000_000
@@ -251,6 +271,8 @@ def test_a_formula_is_that_of_the_docstring(module: Any) -> None:
         (r"is given back after (a) second and at the end of a process", leases.IDLE / SECOND),
         (r"takes it back after (\d+) s, spent or not", leases.HELD / SECOND),
         (r"says every (\d+) s that it lives", session.BEAT),
+        (r"are known to every process within (\d+) s", session.BEAT),
+        (r"of at most ([\d,]+) tenants at a time", blocked.MOST_BLOCKS),
         (r"that was killed is free again after (\d+) s", slots.LIFE / SECOND),
         (r"its slots of `concurrency` are free after (\d+) s", slots.LIFE / SECOND),
         (r"its leases of quotas after (\d+) s", leases.HELD / SECOND),

@@ -21,8 +21,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from limits.aio.storage import Storage
 
-from seawall.backends import DENIED_FOR, Charge, Failure, SharedBackend, Verdict
+from seawall.backends import DENIED_FOR, Charge, Failure, OperatedBackend, SharedBackend, Verdict
 from seawall.backends.share import LocalMeter
+from seawall.blocks import Block
 from seawall.decision import NEVER
 from seawall.rate import SECOND, Quota, Rate
 from seawall.testing import ManualClock
@@ -83,7 +84,8 @@ class Shelf(Storage):
         raise NotImplementedError
 
     async def clear(self, key: str) -> None:
-        raise NotImplementedError
+        await self._step("clear")
+        self.counts.pop(key, None)
 
 
 class Seen:
@@ -848,6 +850,47 @@ async def test_a_closed_backend_looks_for_its_storage_no_more() -> None:
     await bench.backend.aclose()
     assert timer is not None
     assert timer.cancelled()
+
+
+# What an operator does
+
+
+async def test_who_is_forgotten_has_used_nothing_in_the_windows_that_are_in_sight() -> None:
+    bench = Bench()
+    rate, quota = bench.meter(Rate(4, MINUTE)), bench.meter(Quota(4, "day"), "quota")
+    for _ in range(3):
+        assert (await bench.spend((rate, b"a", 1), (quota, b"a", 1), (rate, b"b", 1))).admitted
+    bench.clock.advance(61)  # half of what was used in the window before is in sight
+    assert not (await bench.spend((rate, b"a", 4))).admitted
+    assert not (await bench.spend((rate, b"b", 4))).admitted
+    await bench.backend.forget([(rate, b"a"), (quota, b"a")])
+    assert await bench.admits(rate, 4)
+    assert await bench.admits(quota, 4)
+    assert not (await bench.spend((rate, b"b", 4))).admitted
+    await bench.backend.forget([])
+
+
+async def test_nobody_is_forgotten_while_the_storage_is_away() -> None:
+    bench = Bench()
+    meter = bench.meter(Rate(1, MINUTE))
+    await bench.break_down(meter)
+    assert [await bench.admits(meter) for _ in range(2)] == [True, False]
+    with pytest.raises(OSError, match="connection: ConnectionRefusedError"):
+        await bench.backend.forget([(meter, b"a")])
+    assert not await bench.admits(meter)
+    Shelf.fault = None
+    await bench.backend.forget([(meter, b"a")])
+    assert await bench.admits(meter)
+    await bench.backend.aclose()
+
+
+async def test_a_block_holds_in_this_process_and_is_asked_of_nobody() -> None:
+    bench = Bench()
+    assert isinstance(bench.backend, OperatedBackend)
+    await bench.backend.block("acme", Block(bench.clock.wall_ns() + SECOND, "scraping"))
+    assert [(tenant, block.reason) for tenant, block in bench.backend.blocks] == [("acme", "scraping")]
+    await bench.backend.block("acme", None)
+    assert (len(bench.backend.blocks), Shelf.calls) == (0, [])
 
 
 # The URL

@@ -167,11 +167,24 @@ async def test_who_the_file_has_no_plan_for_is_not_shown(clock: ManualClock, reg
 def test_blocks_end_by_themselves(clock: ManualClock) -> None:
     blocks = Blocks(clock.wall_ns, name=lambda tenant: f"hash of {tenant}")
     blocks.add("acme", Block(clock.wall_ns() + SECOND))
-    assert [name for name, _ in blocks] == ["hash of acme"]
+    assert list(blocks.by_name()) == ["hash of acme"]
+    assert [tenant for tenant, _ in blocks] == ["acme"]
     assert (blocks.of("acme"), len(blocks)) == (Block(clock.wall_ns() + SECOND), 1)
     clock.advance(1)
     assert list(blocks) == []
     assert (blocks.of("acme"), len(blocks)) == (None, 0)
-    blocks.replace({"hash of globex": Block(clock.wall_ns() + 1)})
+    blocks.replace({"hash of globex": Block(clock.wall_ns() + 1), "hash of acme": Block(clock.wall_ns())})
     assert blocks.of("globex") is not None
-    assert blocks.of("acme") is None
+    assert (blocks.of("acme"), len(blocks), repr(blocks)) == (None, 1, "<Blocks of 1 tenants>")
+    blocks.remove("globex")
+    assert len(blocks) == 0
+
+
+def test_blocks_that_have_ended_are_forgotten_when_another_comes(clock: ManualClock) -> None:
+    blocks = Blocks(clock.wall_ns)
+    for number in range(100):
+        blocks.add(f"tenant-{number}", Block(clock.wall_ns() + SECOND))
+    clock.advance(1)
+    blocks.add("acme", Block(clock.wall_ns() + SECOND))
+    assert [tenant for tenant, _ in blocks] == ["acme"]
+    assert len(blocks) == 1

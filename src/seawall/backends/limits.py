@@ -16,6 +16,7 @@ those of the Redis backend:
 * A decision takes two round trips (three for the first of a window in memcached), a refusal one, and one that was
   refused within the last second none.
 * Where the library's client tries again by itself, a unit may be counted twice.
+* Whom an operator blocks is blocked in this process alone.
 
 Keys are keyed hashes that tell neither a caller nor a limit. It needs limits 5.
 """
@@ -44,6 +45,7 @@ from seawall.backends import DENIED_FOR, Charge, Failure, Key, Meter, Observer, 
 from seawall.backends.breaker import Breaker
 from seawall.backends.secret import hash_key
 from seawall.backends.share import LocalMeter, LocalShare, locally
+from seawall.blocks import Block, Blocks
 from seawall.decision import NEVER, Clock
 from seawall.rate import COUNT_MASK, SECOND, Quota, Rate
 
@@ -59,6 +61,8 @@ LATE = 0.005
 _EXTENSIONS = 2
 _PROBE = 0.19
 """Seconds for a probe, which connects: less than there are between two of them."""
+_PATIENCE = 1.0
+"""Seconds that an operator waits."""
 _STUCK = 1.0
 """Seconds without an answer in time after which connections are given up: less would make one for each time-out."""
 _LONGEST_EXPIRY = 30 * 24 * 3600
@@ -207,6 +211,7 @@ class LimitsBackend:
         self._share = LocalShare(max_keys=max_keys, clock=clock, wall_clock=wall_clock)
         self._share.instances = instances or 1
         self._breaker = Breaker(clock, random)
+        self.blocks = Blocks(wall_clock)
         self._meters: WeakValueDictionary[tuple[str, str, Rate | Quota], LimitsMeter] = WeakValueDictionary()
         self._making = Lock()
         self._denied: dict[tuple[Charge, ...], tuple[int, Verdict]] | None = {} if deny_cache else None
@@ -358,6 +363,33 @@ class LimitsBackend:
                     await self._take_back(storage, meter, window, cost)
 
         self._start(self._call(give))
+
+    async def forget(self, charges: Sequence[tuple[Meter, Key]]) -> None:
+        """Let these callers have spent nothing in the windows that are in sight. Raises `OSError` where the storage is
+        away. Another process refuses for a second what it knows to be refused."""
+        wall = self._wall()
+        own = cast("Sequence[tuple[LimitsMeter, Key]]", charges)
+        windows = [meter.window(key, wall) for meter, key in own]
+        names = [name for window in windows for name in (window.current, window.previous) if name is not None]
+
+        async def clear(storage: Storage) -> bool:
+            await _all(storage.clear(name) for name in names)
+            return True
+
+        if not await self._call(clear, _PATIENCE):
+            raise OSError(self._breaker.statistics()["reason"])
+        if self._denied:
+            forgotten = set(charges)
+            for known in [known for known in self._denied if forgotten.intersection(charge[:2] for charge in known)]:
+                del self._denied[known]
+        await self._share.forget([(meter.local, key) for meter, key in own])
+
+    async def block(self, tenant: str, block: Block | None) -> None:
+        """Keep a tenant out of this process until then, or let it in again: the storage has no word for that."""
+        if block is None:
+            self.blocks.remove(tenant)
+        else:
+            self.blocks.add(tenant, block)
 
     def open(self) -> None:
         """Begin to connect, on the running loop, without waiting."""

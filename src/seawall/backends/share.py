@@ -162,6 +162,11 @@ class LocalShare:
         times = self._instances if spent_at > self._changed else 1
         self._memory.refund(self._scaled(charges, times), spent_at)
 
+    async def forget(self, charges: Sequence[tuple[Meter, Key]]) -> None:
+        """Let these callers have spent nothing of their share."""
+        own = cast("Sequence[tuple[LocalMeter, Key]]", charges)
+        await self._memory.forget([(meter.inner, key) for meter, key in own if meter.inner is not None])
+
     def _scaled(self, charges: Sequence[Charge], times: int) -> list[Charge]:
         own = cast("Sequence[tuple[LocalMeter, Key, int]]", charges)
         return [(meter.inner or self._make(meter), key, cost * times) for meter, key, cost in own]

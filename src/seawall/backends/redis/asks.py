@@ -377,6 +377,8 @@ class Beat(Question):
         if reply[at] != DONE or not 0 <= reply[at + 3] < MOST_INSTANCES:
             raise ValueError("no such number")
         self.backend.counted(reply[at + 3])
+        if self.held:
+            self.backend.session().look_at_blocks()
         return at + 4
 
 

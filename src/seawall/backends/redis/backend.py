@@ -11,6 +11,7 @@ import random as random_module
 from asyncio import AbstractEventLoop, _get_running_loop
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from os import getpid
 from secrets import randbits
 from threading import Lock
@@ -18,16 +19,20 @@ from time import monotonic_ns, time_ns
 from typing import Any, cast, final
 from weakref import WeakValueDictionary
 
-from seawall.backends import DENIED_FOR, FULL, Charge, Failure, Full, Key, Observer, Permit, Verdict, stored
+from seawall import advice
+from seawall.backends import DENIED_FOR, FULL, Charge, Failure, Full, Key, Meter, Observer, Permit, Verdict, stored
+from seawall.backends.redis import blocked
 from seawall.backends.redis.address import Address, parse
 from seawall.backends.redis.asks import DEBIT, REFUND
 from seawall.backends.redis.keys import Names
 from seawall.backends.redis.leases import IDLE, MOST_LEASES, Lease
+from seawall.backends.redis.link import Link
 from seawall.backends.redis.meters import MICROSECOND, BucketMeter, QuotaMeter, SharedMeter
 from seawall.backends.redis.node import Script
 from seawall.backends.redis.session import Session
 from seawall.backends.redis.slots import Holding, SlotPermit, Slots
 from seawall.backends.share import LocalMeter, LocalShare
+from seawall.blocks import Block, Blocks
 from seawall.decision import Clock
 from seawall.rate import SECOND, Quota, Rate
 
@@ -43,7 +48,8 @@ class RedisBackend:
     ``on_failure`` holds for rules that say nothing. ``secret`` keys the hashes under which callers are stored.
     ``instances`` is the number of processes that share the limits, for this one's share of them while Redis is away;
     by default those are counted that have been seen there. ``leases`` and ``deny_cache`` can be switched off: then
-    every decision is a call. ``max_keys`` is for the local share. Raises `ValueError` for a URL that is none.
+    every decision is a call. ``max_keys`` is for the local share. One that is no ``member`` is not counted: it looks,
+    and does not serve. Raises `ValueError` for a URL that is none.
     """
 
     name = "redis"
@@ -60,6 +66,7 @@ class RedisBackend:
         on_failure: Failure = "local",
         leases: bool = True,
         deny_cache: bool = True,
+        member: bool = True,
         clock: Clock = monotonic_ns,
         wall_clock: Clock = time_ns,
         random: Callable[[], float] = random_module.random,
@@ -83,6 +90,10 @@ class RedisBackend:
         self.watched: deque[Lease] = deque()
         self.leasing = False
         self.slots = Slots(self.names)
+        self.blocks = Blocks(self.wall, self.names.pseudonym)
+        self.blocks_script = blocked.script()
+        self.member = member
+        self._blocks_told = b"", dict[str, Block]()
         self._leases = leases
         self._expected = instances
         self._deny_cache = deny_cache
@@ -341,6 +352,49 @@ class RedisBackend:
         if self._expected is None:
             self.share.instances = self.instances
 
+    def told_of_blocks(self, text: bytes) -> None:
+        """This is who is blocked, in the words of the server."""
+        if text != self._blocks_told[0]:
+            try:
+                self._blocks_told = text, blocked.read(text)
+            except ValueError:
+                advice.once("blocks", "the text in Redis of who is blocked cannot be read: who was blocked stays so")
+                return
+        self.blocks.replace(self._blocks_told[1])
+
+    async def block(self, tenant: str, block: Block | None) -> None:
+        """Keep a tenant out of all processes until then, or let it in again: here at once, elsewhere within 2 s.
+
+        It is the server's clock that ends it. Raises `OSError` where the server is away, then nobody knows whether it
+        was done, and `ValueError` for one more than `MOST_BLOCKS`.
+        """
+        length = 0 if block is None else -(-(block.until - self._wall()) // blocked.MILLISECOND)
+        reason = "" if block is None else block.reason
+        self.blocks.learn(tenant)
+        await self.session().change_blocks(self.names.pseudonym(tenant), max(0, length), reason)
+
+    async def fetch_blocks(self) -> None:
+        """Know who is blocked now, and not only since the last sign of life. Raises `OSError`."""
+        await self.session().fetch_blocks()
+
+    async def forget(self, charges: Sequence[tuple[Meter, Key]]) -> None:
+        """Let these callers have spent nothing. Raises `OSError` where the server is away.
+
+        What another process holds ahead of them it still admits, and gives back to the new bucket what is left of it:
+        at most a lease, within a second (a quota's within 10). What it knows to be refused it refuses for a second.
+        """
+        own = [(cast(SharedMeter, meter), key, 0) for meter, key in charges]
+        session = self.session()
+        for slot, places in session.by_slot(own).items():
+            keys = [own[at][0].tags[own[at][1]] + own[at][0].suffix for at in places]
+            await session.command(slot, partial(_delete, keys))
+        for meter, key, _ in own:
+            meter.denied.pop(key, None)
+            lease = meter.leases.get(key)
+            if lease is not None:
+                lease.left, lease.paced, lease.state = 0, False, meter.empty(self.wall())
+        await self.share.forget([(meter.local, key) for meter, key, _ in own])
+
     def _refused_before(self, charges: Sequence[tuple[SharedMeter, Key, int]]) -> Verdict | None:
         """What is still known to be refused; nothing, if it may be admitted by now."""
         now, wall = self.clock(), self.wall()
@@ -433,6 +487,10 @@ class RedisBackend:
             self._sessions.pop(loop, None)
             if session is self._session:
                 self._session = None
+
+
+def _delete(keys: list[bytes], _: Link) -> tuple[Any, ...]:
+    return ("DEL", *keys)
 
 
 def _nothing(now: int) -> Verdict:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from base64 import urlsafe_b64encode
 from binascii import crc_hqx
 from collections.abc import Callable
+from functools import lru_cache
 from hashlib import blake2b
 from typing import final
 
@@ -55,6 +56,11 @@ class Names:
         self.prefix = prefix.encode()
         self._key = hash_key(prefix, secret)
         self._tags: dict[str, Tags] = {}
+        self.pseudonym = lru_cache(MOST_TAGS)(self._pseudonym)
+        """What a tenant is called among those who are blocked."""
+
+    def _pseudonym(self, tenant: str) -> str:
+        return _text(self.hashed("blocked", tenant).digest()).decode()
 
     def hashed(self, *parts: str) -> blake2b:
         """A hash that has begun with ``parts``: each is told from the next by its length."""

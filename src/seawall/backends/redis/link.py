@@ -78,8 +78,8 @@ class Link(asyncio.Protocol):
         self._waiting.append((answer, self._loop.time()))
         self._transport.write(hiredis.pack_command(command))
 
-    async def ask(self, *command: Any) -> Any:
-        """The reply to one command. Raises `LinkError` for errors, nothing, and lost connections (not for requests)."""
+    async def reply(self, *command: Any) -> Any:
+        """The reply to one command, or `LOST` (not for requests)."""
         reply: asyncio.Future[Any] = self._loop.create_future()
 
         def answer(value: Any) -> None:
@@ -87,7 +87,11 @@ class Link(asyncio.Protocol):
                 reply.set_result(value)
 
         self.call(command, answer)
-        value = await reply
+        return await reply
+
+    async def ask(self, *command: Any) -> Any:
+        """The same; raises `LinkError` for errors, nothing, and lost connections."""
+        value = await self.reply(*command)
         if value is LOST or value is None or isinstance(value, Exception):
             raise LinkError(self.lost or str(value or "it says nothing"))
         return value

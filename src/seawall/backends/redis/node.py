@@ -23,7 +23,7 @@ from typing import Any, Literal, Protocol, TypeAlias, final
 import hiredis
 
 from seawall.backends.breaker import Breaker
-from seawall.backends.redis.link import LOST, Link, LinkError, UnreachedError
+from seawall.backends.redis.link import LOST, Answer, Link, LinkError, UnreachedError
 from seawall.rate import SECOND
 
 MOST_ASKS = 64
@@ -175,6 +175,30 @@ class Node:
         if not self._flushing:
             self._flushing = True
             self._loop.call_soon(self._flush)
+
+    def call(self, command: tuple[Any, ...], answer: Answer) -> None:
+        """Send a command that is no decision, and that nobody waits for, if there is a connection."""
+        if self._link is not None:
+            self._link.call(command, answer)
+
+    async def ask(self, command: Callable[[Link], tuple[Any, ...]], *, asking: bool = False) -> Any:
+        """The reply to a command that is no decision, an error of the server among them.
+
+        Connects, and waits for as long as whoever asks does. Raises `OSError` where that fails.
+        """
+        if self._link is None:
+            self.connect()
+            if self._dialling is not None:
+                await asyncio.wait((self._dialling,))
+        link = self._link
+        if link is None:
+            raise OSError(f"{self.name} is away ({self.breaker.statistics()['reason'] or 'closed'})")
+        if asking:
+            link.call((b"ASKING",), lambda _: None)
+        reply = await link.reply(*command(link))
+        if reply is LOST:
+            raise OSError(f"{self.name} is away (connection lost)")
+        return reply
 
     def abandon(self) -> None:
         """The event loop is closed: nobody is answered any more, and nobody can be told."""

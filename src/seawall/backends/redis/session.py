@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import logging
 import re
-from asyncio import AbstractEventLoop, TimerHandle, gather
-from collections.abc import Awaitable, Sequence
+from asyncio import AbstractEventLoop, TimerHandle, gather, timeout
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, cast, final
+
+import hiredis
 
 from seawall import advice
 from seawall.backends import Failure, Full, Key, Verdict
 from seawall.backends.breaker import Breaker
-from seawall.backends.redis.asks import Beat, Joint, Note, Part, Probe, Question, Return, Shared, Spend
+from seawall.backends.redis import blocked
+from seawall.backends.redis.asks import MOST_TRIES, Beat, Joint, Note, Part, Probe, Question, Return, Shared, Spend
+from seawall.backends.redis.blocked import one_line
 from seawall.backends.redis.keys import MOST_TAGS, slot_of, tag_of
 from seawall.backends.redis.link import Link
 from seawall.backends.redis.meters import BucketMeter, SharedMeter
@@ -32,6 +36,8 @@ QUIET = 10.0
 SWEEP = 0.05
 MOST_SWEPT = 64
 """Seconds between two looks at leases, and leases that one looks at: 0.1 ms."""
+PATIENCE = 1.0
+"""Seconds that an operator waits, who is no request: connecting is a part of it."""
 
 _logger = logging.getLogger("seawall")
 
@@ -53,6 +59,7 @@ class Session:
         self._unsaid: dict[str, TimerHandle] = {}
         self._sweeping: TimerHandle | None = None
         self._beating: TimerHandle | None = None
+        self._blocks = blocked.key_of(backend.names.prefix)
 
     def __repr__(self) -> str:
         return f"<Session {list(self._routes.nodes.values())}>"
@@ -66,6 +73,10 @@ class Session:
     def _deadline(self) -> float:
         """Of what is asked now, by the loop's clock."""
         return self.loop.time() + self._backend.timeout
+
+    @property
+    def _node_of_blocks(self) -> Node:
+        return self._routes.node(blocked.SLOT)
 
     def _make(self, name: str, dial: Any, **more: Any) -> Node:
         backend = self._backend
@@ -100,13 +111,13 @@ class Session:
         if name in self._away:
             self._away.remove(name)
             _logger.warning("%s is back", name)
-        if self._beating is None:
+        if self._beating is None and self._backend.member:
             self._beat()
 
     def _say_away(self, node: Node, reason: str) -> None:
         self._said[node.name] = self.loop.time()
         self._away.add(node.name)
-        _logger.warning("%s is away (%s); each rule does what it says for that", node.name, _printable(reason))
+        _logger.warning("%s is away (%s); each rule does what it says for that", node.name, one_line(reason))
 
     def _say_if_away(self, node: Node) -> None:
         del self._unsaid[node.name]
@@ -115,7 +126,7 @@ class Session:
 
     def _connected(self, node: Node, link: Link) -> None:
         """Find out at once what would be noticed late: rights that are missing, memory that forgets."""
-        _logger.info("connected to %s (%s)", node.name, _printable(link.release))
+        _logger.info("connected to %s (%s)", node.name, one_line(link.release))
         node.submit(self._probe(node))
         link.call(("INFO", "memory"), lambda told: self._look_at_memory(node, told))
 
@@ -123,7 +134,7 @@ class Session:
         found = re.search(rb"^maxmemory_policy:(\S+)", told, re.MULTILINE) if isinstance(told, bytes) else None
         limited = isinstance(told, bytes) and re.search(rb"^maxmemory:[1-9]", told, re.MULTILINE)
         if found and limited and found[1] != b"noeviction":
-            policy = _printable(found[1].decode("ascii", "replace"))
+            policy = one_line(found[1].decode("ascii", "replace"))
             advice.once(
                 f"eviction {node.name}",
                 f"{node.name} evicts keys when its memory is full ({policy}), and whoever is evicted has a fresh limit:"
@@ -137,6 +148,60 @@ class Session:
         node = self._routes.node(beat.slot)
         if node.breaker.closed:
             node.submit(beat)
+
+    def look_at_blocks(self) -> None:
+        """Find out who is blocked."""
+        self._node_of_blocks.call(("GET", self._blocks), self._told_of_blocks)
+
+    def _told_of_blocks(self, reply: object) -> None:
+        if isinstance(reply, bytes):
+            self._backend.told_of_blocks(reply)
+        elif reply is None:
+            blocks = self._backend.blocks
+            known = blocks.by_name()
+            blocks.replace(known)
+            if known:
+                # It outlives every block, so it was lost with a server. Whoever knows it first puts it back.
+                text, till = blocked.written(known)
+                left = till - self._backend.wall() // blocked.MILLISECOND
+                self._node_of_blocks.call(("SET", self._blocks, text, "PX", max(1, left), "NX"), lambda _: None)
+
+    async def fetch_blocks(self) -> None:
+        """Know who is blocked now. Raises `OSError`."""
+        self._told_of_blocks(await self.command(blocked.SLOT, lambda _: ("GET", self._blocks)))
+
+    async def change_blocks(self, name: str, milliseconds: int, reason: str) -> None:
+        """Block a tenant for so long, or let it in again. Raises `OSError`, and `ValueError` for one too many."""
+        script = self._backend.blocks_script
+        arguments = (1, self._blocks, name, milliseconds, one_line(reason), blocked.MOST_BLOCKS)
+        told = await self.command(blocked.SLOT, lambda link: ("EVAL", script.text[link.modern], *arguments))
+        if isinstance(told, int):
+            raise ValueError(f"{told:,} tenants are blocked, and that is the most")
+        self._told_of_blocks(told)
+
+    async def command(self, slot: int, command: Callable[[Link], tuple[Any, ...]]) -> Any:
+        """The reply of whoever has ``slot`` to an operator's command. Raises `OSError` with what is wrong."""
+        seconds = max(PATIENCE, self._backend.timeout)
+        node, asking, tries = self._routes.node(slot), False, 0
+        try:
+            async with timeout(seconds):
+                while True:
+                    other, reply = None, None
+                    try:
+                        reply = await node.ask(command, asking=asking)
+                    except OSError:
+                        other = self._routes.node(slot)
+                        if other is node or tries == MOST_TRIES:
+                            raise
+                    if isinstance(reply, hiredis.ReplyError):
+                        other = self._routes.named(str(reply)) if tries < MOST_TRIES else None
+                        if other is None:
+                            raise OSError(f"{node.name}: {one_line(str(reply))}")
+                    if other is None:
+                        return reply
+                    node, asking, tries = other, str(reply).startswith("ASK "), tries + 1
+        except TimeoutError:
+            raise OSError(f"{node.name} is away (no answer within {seconds:g} s)") from None
 
     def sweep_soon(self) -> None:
         """Have idle leases looked for."""
@@ -164,7 +229,7 @@ class Session:
         """Ask for all of ``charges`` and for a slot, of one node or of several."""
         backend, loop, node, slot = self._backend, self.loop, self._one, 0
         if node is None:
-            slots = self._by_slot(charges)
+            slots = self.by_slot(charges)
             home = None if permit is None else self._slot(permit.holding.key)
             if home is not None:
                 slots.setdefault(home, [])
@@ -214,7 +279,7 @@ class Session:
         """Debit or refund. Where a server is away nothing is, which the caller of a debit does not get back either."""
         backend = self._backend
         own = [charge for _, charge in charges]
-        for slot, places in self._by_slot(own).items():
+        for slot, places in self.by_slot(own).items():
             node = self._routes.node(slot)
             if not node.breaker.closed:
                 continue
@@ -235,7 +300,8 @@ class Session:
         """Ask again."""
         self._routes.node(question.slot).submit(cast(Ask, question))
 
-    def _by_slot(self, charges: Shared) -> dict[int, list[int]]:
+    def by_slot(self, charges: Shared) -> dict[int, list[int]]:
+        """The positions of ``charges``, by where they are in a cluster."""
         slots: dict[int, list[int]] = {}
         for at, (meter, key, _) in enumerate(charges):
             slots.setdefault(self._slot(meter.tags[key]), []).append(at)
@@ -279,12 +345,7 @@ class Session:
             self.give_back(holding, exact=True)
         gone = Beat(backend, self._deadline, held=0)
         node = self._routes.node(gone.slot)
-        if node.connected:
+        if node.connected and backend.member:
             node.submit(gone)
         self._routes.close()
         await gather(*(node.aclose() for node in self._routes.nodes.values()))
-
-
-def _printable(text: str) -> str:
-    """One line of what a server says."""
-    return "".join(char if char.isprintable() else "?" for char in text[:200])

@@ -74,6 +74,10 @@ class Routes(Protocol):
         """Whether ``slot`` is known to be the node's."""
         ...
 
+    def named(self, error: str) -> Node | None:
+        """Whom ``error`` (MOVED or ASK) says to ask instead; nobody, if it says something else."""
+        ...
+
     def close(self) -> None:
         """Stop what looks for nodes."""
         ...
@@ -93,6 +97,9 @@ class OneServer:
 
     def has(self, node: Node, slot: int) -> bool:
         return True
+
+    def named(self, error: str) -> Node | None:
+        return None
 
     def close(self) -> None:
         """There is nothing to stop."""
@@ -142,25 +149,31 @@ class Cluster:
 
     def moved(self, asks: list[Any], error: str) -> bool:
         """Ask whom ``error`` names. Not more than a few times: they may disagree about it."""
-        code, _, rest = error.partition(" ")
-        if code == "TRYAGAIN":
-            # Some of the keys are here and some there, for the moment it takes to migrate them.
+        node = self.named(error)
+        if node is None:
             return False
+        asks = [ask for ask in asks if ask.redirected()]
+        node.resend(asks, asking=error.startswith("ASK "))
+        return True
+
+    def named(self, error: str) -> Node | None:
+        code, _, rest = error.partition(" ")
+        if code not in ("MOVED", "ASK"):
+            # TRYAGAIN: some of the keys are here and some there, for the moment it takes to migrate them.
+            return None
         slot, _, place = rest.partition(" ")
         host, _, port = place.rpartition(":")
         if not slot.isdecimal() or int(slot) >= SLOTS or not port.isdecimal() or not host:
-            return False
+            return None
         endpoint = Endpoint(host.strip("[]"), int(port))
         if str(endpoint) not in self.nodes and not self._may_add():
             self.read()
-            return False
+            return None
         node = self._at(endpoint)
         if code == "MOVED":
             self._map[int(slot)] = node
             self.read()
-        asks = [ask for ask in asks if ask.redirected()]
-        node.resend(asks, asking=code == "ASK")
-        return True
+        return node
 
     def _may_add(self) -> bool:
         """Whether to believe in one more node that is in no map: in a few a second, for each is told the password."""
