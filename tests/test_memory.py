@@ -408,6 +408,50 @@ def test_every_key_of_a_full_store_is_looked_at_in_its_turn() -> None:
     assert bench.stats()["keys"] == 3
 
 
+# A limit that changes
+
+
+@pytest.mark.parametrize("others", range(5))
+def test_usage_outlives_every_change_of_a_limit_also_of_who_came_alone(others: int) -> None:
+    """However many keys the store had looked at before: a meter that has one is kept by the store."""
+    bench = Bench()
+    before = bench.meter(Rate(10, HOUR))
+    bench.exhaust(before, b"me")
+    for n in range(others):
+        bench.admits((before, key(n), 1))
+    for amount in (20, 30):
+        after = bench.meter(Rate(amount, HOUR))
+        del before
+        assert not bench.admits((after, b"me", 1))
+        before = after
+    assert bench.stats()["keys"] == 1 + others
+
+
+@pytest.mark.parametrize("limit", [Rate(10, DAY), Quota(10, "day")], ids=repr)
+def test_a_tenant_that_is_no_longer_listed_keeps_its_usage_though_the_store_is_full(limit: Rate | Quota) -> None:
+    bench = Bench(max_keys=300)
+    listed, others = bench.meter(limit, store=LISTED), bench.meter(limit, store="id")
+    bench.exhaust(listed, "acme")
+    for n in range(400):
+        bench.admits((others, f"stranger {n}", 1))
+    assert not bench.admits((others, "acme", 1))
+    assert not bench.admits((listed, "acme", 1))
+
+
+@pytest.mark.parametrize("before, after", [(Rate(10, DAY), Rate(20, DAY)), (Quota(10, "day"), Quota(20, "day"))])
+def test_what_is_given_back_after_a_change_goes_where_the_usage_went(before: Rate | Quota, after: Rate | Quota) -> None:
+    """The half of a bucket is half of another, one of a count is one of it; what nobody has used is not given back."""
+    bench = Bench()
+    old, new = bench.meter(before, store=LISTED), bench.meter(after, store=LISTED)
+    spent = bench.backend.spend([(old, "acme", 5)])
+    left = bench.backend.spend([(new, "acme", 0)]).left
+    assert left == ([10] if isinstance(after, Rate) else [15])
+    bench.backend.refund(spent.charges, spent.wall)
+    assert bench.backend.spend([(new, "acme", 0)]).left == [20]
+    bench.backend.refund([(old, "somebody else", 5)], spent.wall)
+    assert bench.stats(LISTED)["keys"] == 1
+
+
 # Odds and ends
 
 

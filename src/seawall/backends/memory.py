@@ -144,6 +144,17 @@ class MemoryMeter(Meter):
         shard[key] = self.attempt(state, now, wall, 0)[0]
         return False
 
+    def hold(self, shard: dict[Key, int], key: Key, state: int) -> None:
+        """Track ``key``, which is not tracked yet."""
+        if not self.enrolled:
+            self.enrolled = True
+            self.counts.meters.append(self)
+        self.held += 1
+        self.counts.keys += 1
+        if self.store == LISTED:
+            self.family.listed[key] = self
+        shard[key] = state
+
     def _drop(self, key: Key) -> None:
         self.held -= 1
         self.counts.keys -= 1
@@ -376,7 +387,11 @@ class MemoryBackend:
             shard = meter.locate(key)
             state = shard.get(key)
             if state is None:
-                continue  # forgotten, hence full already
+                # After a change of the limit it is where the caller was seen last.
+                state = meter.inherited(key, now, wall)
+                if state is None:
+                    continue  # forgotten, hence full already
+                meter.hold(shard, key, state)
             if meter.quota is not None:
                 shard[key] = meter.quota.refund(state, wall, cost, spent_at)
             elif (wall - spent_at) * meter.scale < meter.capacity:
@@ -390,26 +405,21 @@ class MemoryBackend:
         counts = meter.counts
         full = now * meter.scale
         shared = b"overflow:%d" % (hash(key) % OVERFLOW_BUCKETS)
-        if not meter.enrolled:
-            meter.enrolled = True
-            counts.meters.append(meter)
         # Two for one, so that a store shrinks while new keys come: of this shard, and of the next limit's next one.
         meter.reap(shard, now, wall)
-        counts.forget_next(now, wall)
+        if counts.meters:
+            counts.forget_next(now, wall)
         before = meter.inherited(key, now, wall)
-        if 0 <= counts.cap <= counts.keys and not counts.forget_one(now, wall):
+        # What was counted elsewhere is not given up for want of room: there is no more of it than there was there.
+        if before is None and 0 <= counts.cap <= counts.keys and not counts.forget_one(now, wall):
             counts.overflowed += 1
             meter.overflow.setdefault(shared, full)
             return meter.overflow, shared
-        counts.keys += 1
-        meter.held += 1
-        if meter.store == LISTED:
-            meter.family.listed[key] = meter
         if before is None:
             # What it may have spent in overflow goes along, or whoever comes and goes at the cap has two bursts. Not of
             # a quota: that does not refill, and would be refused to strangers for the rest of its window.
             before = meter.overflow.get(shared, full) if meter.scale else full
-        shard[key] = before
+        meter.hold(shard, key, before)
         return shard, key
 
     def quotas(self) -> Iterator[list[Count]]:
@@ -421,7 +431,9 @@ class MemoryBackend:
             if kind is Quota:
                 kept = list(family.kept.items())
                 yield [(name, store, key, state >> COUNT_BITS, state & COUNT_MASK) for (store, key), state in kept]
-        for meter in list(self._meters.values()):
+        with self._making:
+            meters = list(self._meters.values())
+        for meter in meters:
             if meter.quota is not None and meter.held:
                 store = stored(meter.store)
                 for shard in meter.shards:
