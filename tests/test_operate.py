@@ -8,8 +8,13 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from seawall import MemoryBackend, Seawall
+from seawall import MemoryBackend, Seawall, operate
+from seawall.asgi import ALL_PARTS
 from seawall.blocks import Block, Blocks
+from seawall.config import load_mapping
+from seawall.config.runtime import check_tenant
+from seawall.directory import Known
+from seawall.gate import Gate
 from seawall.rate import SECOND
 from seawall.testing import Answer, ManualClock, drive
 
@@ -74,14 +79,14 @@ async def test_a_tenant_is_shown_with_all_limits_that_are_its_own(shell: Any) ->
         "priority": "normal",
         "concurrency": 5,
         "limits": [
-            {"policy": "rate", "limit": 10, "left": 7, "wait": 0.0},
-            {"policy": "quota", "limit": 100, "left": 97, "wait": 0.0},
-            {"policy": "search-tenant", "limit": 5, "left": 2, "wait": 0.0},
+            {"policy": "rate", "allowance": "10/minute", "limit": 10, "left": 7, "wait": 0.0},
+            {"policy": "quota", "allowance": "100/day", "limit": 100, "left": 97, "wait": 0.0},
+            {"policy": "search-tenant", "allowance": "5/minute", "limit": 5, "left": 2, "wait": 0.0},
         ],
         "blocked": None,
     }
     assert json.loads((await post(shell, {"action": "show", "tenant": "open"})).body)["limits"] == [
-        {"policy": "search-tenant", "limit": 5, "left": 5, "wait": 0.0}
+        {"policy": "search-tenant", "allowance": "5/minute", "limit": 5, "left": 5, "wait": 0.0}
     ]
 
 
@@ -103,6 +108,8 @@ async def test_a_tenant_that_is_blocked_gets_403_until_then(
     assert (answer.status, json.loads(answer.body)) == (200, {"tenant": "acme", "blocked": True})
     refused = await drive(shell, **ACME)
     assert (refused.status, json.loads(refused.body)["reason"]) == (403, "denied")
+    shown = json.loads((await post(shell, {"action": "show", "tenant": "acme"})).body)
+    assert shown["blocked"] == {"until": "2026-03-04T12:01:00.000Z", "reason": "scraping"}
     assert (await drive(shell, state={"tenant": "globex"})).status == 200
     assert shell.status()["blocked"] == [{"tenant": "acme", "until": "2026-03-04T12:01:00.000Z", "reason": "scraping"}]
     assert shell.status()["refused"][0]["caller"] == "acme"
@@ -160,8 +167,50 @@ async def test_who_the_file_has_no_plan_for_is_not_shown(clock: ManualClock, reg
         "tenants": {"acme": {"plan": "free", "keys": ["sha256:" + "0" * 64]}},
     }
     shell: Any = Seawall(hello, file, clock=clock, registry=registry)
-    answer = await post(shell, {"action": "show", "tenant": "globex"})
-    assert (answer.status, "no such tenant" in answer.body.decode()) == (409, True)
+    for action in ("show", "reset"):
+        answer = await post(shell, {"action": action, "tenant": "globex"})
+        assert (answer.status, "no such tenant" in answer.body.decode()) == (409, True)
+
+
+async def test_who_is_in_nobody_s_file_is_reset_whichever_plan_it_was_on(shell: Any) -> None:
+    file = {**FILE, "plans": {**FILE["plans"], "pro": {"rate": "9/hour", "quota": "9/month"}}}
+    gate = Gate(
+        load_mapping(file),
+        shell.gate.backend,
+        shell.gate.cells,
+        parts=ALL_PARTS,
+        concurrency=shell.gate.concurrency,
+        clock=shell.gate.clock,
+        wall_clock=shell.gate.wall_clock,
+        random=lambda: 0.5,
+    )
+    pro = Known("globex", check_tenant({"plan": "pro"}), 0, 0)
+    entries = operate.entries_of(gate, "globex", pro)
+    assert [str(entry.limit) for entry in entries] == ["9", "9", "5"]
+    gate.backend.debit([(entry.meter, "globex", 9) for entry in entries])
+    before = await operate.show(gate, shell.gate.backend.blocks, "globex", pro)
+    assert [(one["allowance"], one["left"]) for one in before["limits"]] == [
+        ("9/hour", 0),
+        ("9/month", 0),
+        ("5/minute", 0),
+    ]
+    assert before["plan"] == "pro"
+    assert await operate.reset(gate, "globex") == ["rate", "quota", "search-tenant"]
+    after = await operate.show(gate, shell.gate.backend.blocks, "globex", pro)
+    assert [one["left"] for one in after["limits"]] == [9, 9, 5]
+
+
+async def test_a_long_id_is_the_caller_that_it_is_to_requests(shell: Any) -> None:
+    long = {"state": {"tenant": "x" * 200}}
+    for _ in range(3):
+        await drive(shell, "/search", **long)
+    shown = json.loads((await post(shell, {"action": "show", "tenant": "x" * 200})).body)
+    assert [one["left"] for one in shown["limits"]] == [7, 97, 2]
+    await post(shell, {"action": "block", "tenant": "x" * 200, "seconds": 60})
+    assert (await drive(shell, **long)).status == 403
+    await post(shell, {"action": "unblock", "tenant": "x" * 200})
+    await post(shell, {"action": "reset", "tenant": "x" * 200})
+    assert (await drive(shell, **long)).headers["ratelimit"] == '"rate";r=9;t=6'
 
 
 def test_blocks_end_by_themselves(clock: ManualClock) -> None:

@@ -365,9 +365,9 @@ class Gate:
             return printable(key)
         return "anonymous" if key == NOBODY else f"address {blake2b(key, digest_size=5, key=self._log_key).hexdigest()}"
 
-    def lanes_of(self, tenant: str) -> list[Lane]:
-        """All lanes of a tenant: of the default rule, then of each in the file."""
-        callers = self._listed.get(tenant) or self._others
+    def lanes_of(self, tenant: str, known: Known | None = None) -> list[Lane]:
+        """All lanes of a tenant, of whom ``known`` is as for `lane`: of the default rule, then of each in the file."""
+        callers = self._listed.get(tenant) or (self._others if known is None else self.known(known))
         if callers is None:
             return []
         rules = range(-1, len(self.policy.routes))
