@@ -415,15 +415,13 @@ def test_every_key_of_a_full_store_is_looked_at_in_its_turn() -> None:
 def test_usage_outlives_every_change_of_a_limit_also_of_who_came_alone(others: int) -> None:
     """However many keys the store had looked at before: a meter that has one is kept by the store."""
     bench = Bench()
-    before = bench.meter(Rate(10, HOUR))
-    bench.exhaust(before, b"me")
+    in_force = bench.meter(Rate(10, HOUR))
+    bench.exhaust(in_force, b"me")
     for n in range(others):
-        bench.admits((before, key(n), 1))
+        bench.admits((in_force, key(n), 1))
     for amount in (20, 30):
-        after = bench.meter(Rate(amount, HOUR))
-        del before
-        assert not bench.admits((after, b"me", 1))
-        before = after
+        in_force = bench.meter(Rate(amount, HOUR))  # the one before is its store's alone
+        assert not bench.admits((in_force, b"me", 1))
     assert bench.stats()["keys"] == 1 + others
 
 
@@ -438,7 +436,7 @@ def test_a_tenant_that_is_no_longer_listed_keeps_its_usage_though_the_store_is_f
     assert not bench.admits((listed, "acme", 1))
 
 
-@pytest.mark.parametrize("before, after", [(Rate(10, DAY), Rate(20, DAY)), (Quota(10, "day"), Quota(20, "day"))])
+@pytest.mark.parametrize(("before", "after"), [(Rate(10, DAY), Rate(20, DAY)), (Quota(10, "day"), Quota(20, "day"))])
 def test_what_is_given_back_after_a_change_goes_where_the_usage_went(before: Rate | Quota, after: Rate | Quota) -> None:
     """The half of a bucket is half of another, one of a count is one of it; what nobody has used is not given back."""
     bench = Bench()
