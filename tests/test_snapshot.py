@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -128,9 +131,19 @@ def test_a_damaged_snapshot_is_refused_and_a_whole_one_is_what_was_written(
 
 
 def test_a_line_that_is_no_count_is_refused_though_its_checksum_is_right(tmp_path: Path, clock: ManualClock) -> None:
-    for row in (["quota"], ["quota", "tenant", "b", "xyz", 1, 1], ["quota", "tenant", "t", "a", 1, -1], [1] * 7):
+    for row in (
+        ["quota"],
+        ["quota", "tenant", "b", "xyz", 1, 1],
+        ["quota", "tenant", "t", "a", 1, -1],
+        [1] * 7,
+        [["quota"], "tenant", "t", "a", 1, 1],
+        ["quota", "tenant", "t", {}, 1, 1],
+        ["quota", None, "t", "a", 1, 1],
+        ["quota", "tenant", "t", "a", True, 1],
+        b"[" * 100_000 + b"\n",
+    ):
         path = tmp_path / "quotas"
-        body = snapshot._head() + snapshot._json(row)
+        body = snapshot._head() + (row if isinstance(row, bytes) else snapshot._json(row))
         path.write_bytes(body + snapshot._json({"sha256": snapshot.sha256(body).hexdigest()}))
         with pytest.raises(SnapshotError):
             read(path)
@@ -161,9 +174,92 @@ def test_what_cannot_be_written_is_said_once(
     tmp_path: Path, clock: ManualClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     keeper = Keeper(tmp_path / "missing" / "quotas", memory(clock), clock.wall_ns)
+    spend(keeper.backend, "acme", 1)
     keeper.save()
     keeper.save()
     assert caplog.text.count("cannot be written, so a restart forgets what was used of quotas") == 1
+
+
+def test_a_directory_in_its_place_stays_there(
+    tmp_path: Path, clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "quotas"
+    path.mkdir()
+    keeper = Keeper(path, memory(clock), clock.wall_ns)
+    assert "is no snapshot, and quotas begin anew" in caplog.text
+    spend(keeper.backend, "acme", 1)
+    keeper.save()
+    assert "cannot be written" in caplog.text
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["quotas", "quotas.lock"]
+
+
+def test_another_span_keeps_the_count_over_a_restart_until_its_own_window_ends(
+    tmp_path: Path, clock: ManualClock
+) -> None:
+    for days, left in ((0, 7), (2, 10)):
+        before = memory(clock)
+        spend(before, "acme", 3)
+        keep(tmp_path / "quotas", before)
+        clock.advance(days * 86_400)
+        after = memory(clock)
+        after.restore(read(tmp_path / "quotas"))
+        assert after.spend([(after.meter("quota", "tenant", Quota(10, "month")), "acme", 0)]).left == [left]
+
+
+def test_who_has_served_nobody_leaves_the_file_to_who_has(tmp_path: Path, clock: ManualClock) -> None:
+    """A server may load an application before it forks, and its own ticker ticks as well."""
+    path = tmp_path / "quotas"
+    parent, worker = (Keeper(path, memory(clock), clock.wall_ns) for _ in range(2))
+    parent.save()
+    assert not (tmp_path / "quotas.lock").exists()
+    spend(worker.backend, "acme", 1)
+    worker.save()
+    assert [count[2] for count in read(path)] == ["acme"]
+
+
+def test_two_threads_write_one_after_the_other(
+    tmp_path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper = Keeper(tmp_path / "quotas", memory(clock), clock.wall_ns)
+    spend(keeper.backend, "acme", 1)
+    inside, most = 0, 0
+    fsync = os.fsync
+
+    def slow(file: int) -> None:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        time.sleep(0.02)
+        inside -= 1
+        fsync(file)
+
+    monkeypatch.setattr(snapshot.os, "fsync", slow)
+    threads = [threading.Thread(target=keeper.save) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 1
+    assert [count[2] for count in read(tmp_path / "quotas")] == ["acme"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no flock")
+def test_a_file_system_without_locks_costs_no_file_handles(
+    tmp_path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    closed: list[int] = []
+    close = os.close
+
+    def no_locks(file: int, _: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    keeper = Keeper(tmp_path / "quotas", memory(clock), clock.wall_ns)
+    spend(keeper.backend, "acme", 1)
+    monkeypatch.setattr(snapshot.fcntl, "flock", no_locks)
+    monkeypatch.setattr(snapshot.os, "close", lambda file: (closed.append(file), close(file)))
+    keeper.save()
+    assert len(closed) == 1
+    assert "No locks available" in caplog.text
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no flock")

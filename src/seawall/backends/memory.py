@@ -25,7 +25,7 @@ from weakref import WeakSet, WeakValueDictionary
 from seawall.backends import LISTED, TENANTS, Charge, Key, Meter, Verdict, stored
 from seawall.blocks import Block, Blocks
 from seawall.decision import NEVER, Clock
-from seawall.rate import COUNT_BITS, COUNT_MASK, Quota, Rate, spend, spend_quota
+from seawall.rate import COUNT_BITS, COUNT_MASK, SECOND, Quota, Rate, spend, spend_quota
 
 SHARD_KEYS = 2_000
 OVERFLOW_BUCKETS = 64
@@ -179,7 +179,10 @@ class MemoryMeter(Meter):
                     if state is not None:
                         return state
         kept = family.kept.pop((stored(self.store), key), None) if family.kept else None
-        return None if kept is None or self.quota is None else self.quota.enter(wall) + self.quota.used(kept, wall)
+        if kept is None or self.quota is None:
+            return None
+        # Of another span or zone, perhaps: what counts is whether its own window has ended.
+        return self.quota.enter(wall) + (kept & COUNT_MASK if (kept >> COUNT_BITS) * SECOND > wall else 0)
 
     def _take(self, other: MemoryMeter, key: Key, now: int, wall: int) -> int | None:
         state = other.shards[hash(key) % other.size].pop(key, None)

@@ -14,8 +14,10 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
+from threading import Lock
 from typing import IO, Any, ClassVar, final
 from weakref import WeakValueDictionary, finalize
 
@@ -98,9 +100,11 @@ def _counts(file: IO[bytes]) -> Iterator[Count]:
         try:
             name, store, kind, key, end, used = json.loads(line)
             count: Any = (name, store, key if kind == "t" else bytes.fromhex(key), end, used)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise SnapshotError(f"a line of it is no count: {error}") from None
-        if not (isinstance(end, int) and isinstance(used, int) and 0 <= used <= COUNT_MASK and 0 < end < 1 << 40):
+        if [type(one) for one in (name, store, key, end, used)] != [str, str, str, int, int]:
+            raise SnapshotError("a line of it is no count")
+        if not (0 <= used <= COUNT_MASK and 0 < end < 1 << 40):
             raise SnapshotError("a count of it is out of range")
         yield count
 
@@ -117,6 +121,8 @@ class Keeper:
         self._wall = wall_clock
         self._process = 0
         """The one that has the lock."""
+        self._writing = Lock()
+        """As an application ends it writes a snapshot, and the thread for that may be about to."""
         self._said = ""
         self._load()
 
@@ -139,16 +145,28 @@ class Keeper:
         except FileNotFoundError:
             pass
         except (SnapshotError, OSError, UnicodeDecodeError) as error:
-            # Kept for whoever wants to look: the next snapshot would write over it.
-            aside = self.path.with_name(f"{self.path.name}.broken")
-            try:
-                self.path.replace(aside)
-            except OSError:
-                aside = self.path
+            # Kept for whoever wants to look: the next snapshot would write over it. A directory stays where it is.
+            aside = self.path
+            if os.path.isfile(self.path):
+                with suppress(OSError):
+                    aside = self.path.replace(self.path.with_name(f"{self.path.name}.broken"))
             self._say(f"{aside} is no snapshot, and quotas begin anew: {error}")
 
     def save(self) -> None:
-        """Write a snapshot, unless another process keeps one there."""
+        """Write a snapshot, unless another process keeps one there.
+
+        Who has served nobody, such as the process that workers are forked from, leaves that to who has.
+        """
+        if self._process != os.getpid() and not any(store["keys"] for store in self.backend.statistics().values()):
+            return
+        with self._writing:
+            self._save()
+
+    def start_anew(self) -> None:
+        """After a fork, for somebody may have been writing."""
+        self._writing = Lock()
+
+    def _save(self) -> None:
         try:
             if not self._is_mine():
                 return self._say(f"{self.path} is kept by another process; the quotas of this one end with it")
@@ -158,7 +176,6 @@ class Keeper:
         except OSError as error:
             return self._say(f"{self.path} cannot be written, so a restart forgets what was used of quotas: {error}")
         self._said = ""
-        return None
 
     def _is_mine(self) -> bool:
         if self._process != os.getpid() and fcntl is not None:
@@ -166,8 +183,10 @@ class Keeper:
             file = os.open(self.path.with_name(f"{self.path.name}.lock"), os.O_WRONLY | os.O_CREAT, 0o600)
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            except OSError as error:
                 os.close(file)
+                if not isinstance(error, BlockingIOError):
+                    raise
                 return False
             finalize(self, os.close, file).atexit = False
             self._process = os.getpid()
@@ -177,6 +196,15 @@ class Keeper:
         if text != self._said:
             self._said = text
             logger.warning("%s", text, extra={"event": "snapshot"})
+
+
+def _start_anew() -> None:
+    for keeper in list(Keeper._all.values()):
+        keeper.start_anew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_anew)
 
 
 @atexit.register
