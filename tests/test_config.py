@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 import time
 from datetime import UTC, datetime
 from ipaddress import ip_network
@@ -18,7 +19,7 @@ import pytest
 import yaml
 
 from seawall.config import ConfigError, Diagnostic, Format, check, load, load_mapping, loads, simple
-from seawall.config.loading import check_mapping, check_text
+from seawall.config.loading import check_mapping, check_text, fingerprint
 from seawall.decision import Mode
 from seawall.notation import DAY, MINUTE, parse_rates
 from seawall.policy import Access, Key, Plan, Policy, Priority, Route, RouteLimit, Streaming, Tenant
@@ -700,6 +701,20 @@ def test_an_included_file_that_cannot_be_read_is_unreadable(tmp_path: Path) -> N
     path = files(tmp_path, main=MAIN)
     (tmp_path / "tenants.d/gone.yaml").symlink_to(tmp_path / "nowhere")
     assert check(path).unreadable
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_an_included_link_that_leads_nowhere_or_in_a_circle_is_unreadable(tmp_path: Path) -> None:
+    path = files(tmp_path, main=MAIN)
+    for name in ("nowhere.yaml", "circle.yaml"):
+        (tmp_path / "tenants.d" / name).symlink_to("circle.yaml" if name == "circle.yaml" else "missing")
+    found = check(path)
+    assert [(Path(one.file).name, one.code) for one in found.errors] == [
+        ("circle.yaml", "E000"),
+        ("nowhere.yaml", "E000"),
+    ]
+    assert found.unreadable
+    assert fingerprint(path, found.includes) == found.seen
 
 
 def test_a_directory_is_not_included(tmp_path: Path) -> None:

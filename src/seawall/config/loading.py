@@ -208,12 +208,13 @@ def _included(main: Document, base: Path, own: Path | None) -> Sequence[Path]:
 
 def _matches(patterns: Iterable[str], base: Path, own: Path | None) -> list[Path]:
     """The files that ``patterns`` find below ``base``, each once, without ``own``, sorted."""
-    found: dict[Path, Path] = {}
+    found: dict[str, Path] = {}
     for pattern in patterns:
         for match in glob(pattern, root_dir=base):
             path = base / match
-            if not path.is_dir() and not (own is not None and _same(path, own)):
-                found.setdefault(path.resolve(), path)
+            # Not by methods of the path, which raise where it leads in a circle or into what may not be entered.
+            if not os.path.isdir(path) and not (own is not None and _same(path, own)):
+                found.setdefault(os.path.realpath(path), path)
     return sorted(found.values())
 
 
