@@ -541,13 +541,18 @@ def test_a_file_that_is_cut_off_is_left_out(
 
 @pytest.mark.parametrize("kind", ["directory", "pipe", "link", "socket", "foreign"])
 def test_what_is_no_file_at_all_is_left_out_and_said_once(
-    kind: str, tmp_path: Path, processes: Processes, caplog: pytest.LogCaptureFixture
+    kind: str,
+    tmp_path: Path,
+    processes: Processes,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     directory = tmp_path / "cells"
     one, other = Process(directory), Process(directory)
     path = directory / f"0.1.{'ab' * 8}.cells"
+    monkeypatch.chdir(directory)  # a socket's path is at most 107 bytes long
     listener = socket.socket(socket.AF_UNIX)
     if kind == "directory":
         path.mkdir()
@@ -556,7 +561,7 @@ def test_what_is_no_file_at_all_is_left_out_and_said_once(
     elif kind == "link":
         path.symlink_to(forge(elsewhere, cellfiles.HEAD + LINE))
     elif kind == "socket":
-        listener.bind(os.path.relpath(path))
+        listener.bind(path.name)
     else:
         path = directory / "notes.txt"
         path.write_text("mine")
