@@ -40,9 +40,9 @@ from seawall.replay import logs
 from seawall.replay.engine import ALLOWED, EXEMPT, REFUSED, SHADOW, Replay, shown, wanted, without_unknown
 from seawall.replay.fields import Field, Misnamed, Wanted, parse_field
 from seawall.replay.instants import Instants, read_duration
-from seawall.replay.logs import AccessLog, Request, merged
+from seawall.replay.logs import AccessLog, LogError, Request, merged
 from seawall.replay.plot import Box, Words, bars, png, svg
-from seawall.replay.simulation import Simulation
+from seawall.replay.simulation import BYS, Simulation
 from seawall.replay.tally import ELSEWHERE, MOST_COLUMNS, Timeline, shape_of
 from seawall.testing import ManualClock
 from test_cli import environment, invoke
@@ -806,7 +806,7 @@ GOOD = (line(1) + "\n").encode()
         (b"\x00" * 1_000_000, "  line 1: longer than 262,144 bytes\n"),
         (b'{"a": 1}\n' * 5, "no field looks like the time or start; there are a; --field time=NAME says which it is"),
         (b'{"ts": 1}\n' * 5, "no field looks like the path or request; there are ts; --field path=NAME"),
-        (b'{"ts": \n{"ts"\n{', "  line 1: not JSON (Expecting value, column 8)\n"),
+        (b'{"ts": \n{"ts"\n{', "  line 1: not JSON (Expecting value, column 7)\n"),
         (b"{" * 100_000 + b"\n", "  line 1: not JSON"),
         (b'{"a":' * 50_000 + b"\n", "  line 1: JSON that is nested too deeply"),
         (b'[{"ts": 1, "path": "/"}]\n', "a JSON array? It has to be one object a line, as by jq -c '.[]'\n"),
@@ -839,6 +839,43 @@ def test_the_first_bad_lines_are_shown_with_their_numbers(small: Path) -> None:
             f"  line 5: neither common nor combined format: {'x' * 80}...",
         ],
     )
+
+
+ANYTHING = st.one_of(
+    *(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20)),
+    st.sampled_from(
+        ["GET", "/v1/items/1", NOON, "192.0.2.1", "::1", 200, "-", "http://[/", "\ud800", "GET / HTTP/1.1"]
+    ),
+    st.lists(st.text(max_size=3), max_size=2),
+)
+NAMES = ("ts", "start_time", "method", "path", "request", "ip", "status", "duration", "tenant", "xff", "request.uri")
+OBJECTS = st.fixed_dictionaries({}, optional=dict.fromkeys(NAMES, ANYTHING)).map(json.dumps)
+PARTS = ("192.0.2.1", " ", " - ", "[", "]", '"', "\\", f"[{NOON}]", '"GET / HTTP/1.1"', " 200 5", "\t", "\x00", "é")
+TEXTS = st.lists(st.sampled_from(PARTS), max_size=12).map("".join)
+USEFUL = st.sampled_from([line(0), line(1, took=0.5), COMBINED, PLAIN])
+
+
+@given(
+    content=st.one_of(
+        st.binary(max_size=200),
+        st.lists(st.one_of(OBJECTS, TEXTS, USEFUL, USEFUL), max_size=12).map(lambda lines: "\n".join(lines).encode()),
+    )
+)
+def test_no_content_of_a_log_is_a_traceback(content: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
+    file = tmp_path_factory.getbasetemp() / "fuzz.log"
+    one = load_mapping({"version": 1, "plans": {"default": {"rate": "1/hour", "concurrency": 1}}})
+    for packed in (content, gzip.compress(content)[:-4]):
+        file.write_bytes(packed)
+        try:
+            simulation = Simulation(one, [AccessLog(str(file), wants())], against=one)
+            simulation.run()
+        except LogError:
+            continue
+        simulation.document(10)
+        simulation.csv("policy", 10).encode()
+        for by in BYS:
+            simulate.report(simulation, file, file, by, 10)
+        assert simulation.tally.requests == simulation.logs[0].lines - simulation.logs[0].unreadable
 
 
 def test_fewer_than_half_are_counted_and_said(small: Path) -> None:

@@ -205,9 +205,9 @@ def of_text(sample: Sequence[Sequence[str]], named: Sequence[Mapping[str, str]],
     return {**found, **given}
 
 
-def getter(where: Field, *, text: bool) -> Getter:
-    """What fetches a field; ``None`` where a line does not have it, or has a dash for it."""
-    fetch = _of_text(where.name) if text else _of_mapping(where.name)
+def getter(where: Field, sample: Sequence[Mapping[str, Any]] | None) -> Getter:
+    """What fetches a field, ``None`` where there is none. ``sample``: some objects of JSON, or ``None`` for a text."""
+    fetch = _of_text(where.name) if sample is None else _of_mapping(where.name, sample)
     pattern = where.pattern
     if pattern is None:
         return fetch
@@ -236,42 +236,29 @@ def _of_text(name: str) -> Getter:
     return fetch
 
 
-def _of_mapping(name: str) -> Getter:
+def _of_mapping(name: str, sample: Sequence[Mapping[str, Any]]) -> Getter:
     """A field by its name, or by its way through mappings: ``request.headers.X-Api-Key``. Of a list, the first."""
-    if "." not in name:
+    parts = name.split(".")
+    # Each dot goes a level down, but for those of the last name, as in ``headers.example.com-key``.
+    ways = [[*parts[:at], ".".join(parts[at:])] for at in range(len(parts))]
+    way = next((way for way in ways if any(_along(way, document) is not None for document in sample)), ways[-1])
+    if len(way) > 1:
+        return lambda document: _along(way, document)
 
-        def fetch(document: Document) -> object:
-            value = document.get(name)
-            return value[0] if type(value) is list and value else value
-
-        return fetch
-    first, _, second = name.partition(".")
-    ways = _ways(name)
-
-    def walk(document: Document) -> object:
-        inner = document.get(first)
-        value: Any = inner.get(second) if type(inner) is dict else document.get(name)
-        if value is None:
-            value = _walked(document, ways)
+    def fetch(document: Document) -> object:
+        value = document.get(name)
         return value[0] if type(value) is list and value else value
 
-    return walk
+    return fetch
 
 
-def _walked(document: Document, ways: list[list[str]]) -> object:
-    for way in ways:
-        value = document
-        for step in way:
-            value = value.get(step) if isinstance(value, dict) else None
-        if value is not None:
-            return value
-    return None
-
-
-def _ways(name: str) -> list[list[str]]:
-    """Each dot goes a level down; in the last name there may be more, as in ``headers.example.com-key``."""
-    parts = name.split(".")
-    return [[*parts[:at], ".".join(parts[at:])] for at in range(len(parts))]
+def _along(way: Sequence[str], document: Document) -> object:
+    value = document
+    for step in way:
+        if type(value) is not dict:
+            return None
+        value = value.get(step)
+    return value[0] if type(value) is list and value else value
 
 
 def _flat(document: Mapping[str, Any], before: str = "", depth: int = 4) -> Iterable[tuple[str, Any]]:

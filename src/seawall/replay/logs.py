@@ -46,6 +46,7 @@ _LINE = re.compile(
 )
 _TOKEN = re.compile(r'(?:([A-Za-z_]\w*)=)?(?:"([^"\\]*(?:\\.[^"\\]*)*)"|([^\s"]\S*))', re.DOTALL)
 _ESCAPE = re.compile(r"\\(?:x([0-9A-Fa-f]{2})|(.))")
+_decode = json.JSONDecoder().raw_decode
 _METHOD = re.compile(r"[A-Za-z][A-Za-z_-]{0,31}")
 
 Values: TypeAlias = tuple[int, str, str, str, int, str | None, str | None, str | None, tuple[str | None, ...]]
@@ -99,6 +100,7 @@ class AccessLog:
         self.absent: list[str] = []
         self.cut = ""
         self.instants = Instants()
+        self._sample: list[Mapping[str, Any]] | None = None
         self.wanted = wanted
         try:
             self._raw = _stdin() if path == "-" else open(path, "rb")  # noqa: SIM115  # closed when it was read
@@ -182,6 +184,7 @@ class AccessLog:
             load = self._understand_text(texts)
         self.absent = [role for role in self.wanted.fields if not any(self._has(role, load, line) for line in texts)]
         read = self._reader(load)
+        self._sample = None
         return "start" in self.fields, self._read(chain(sample, lines), read)
 
     def _understand_documents(self, texts: Iterable[str]) -> Callable[[str], Document]:
@@ -191,7 +194,7 @@ class AccessLog:
                 documents.append(_document(line))
             except Unreadable:
                 continue
-        self.form = "JSON"
+        self.form, self._sample = "JSON", documents
         self.fields, names = of_documents(documents, self.wanted)
         missing = [
             " or ".join(roles)
@@ -220,7 +223,7 @@ class AccessLog:
 
     def _getter(self, role: str) -> Getter | None:
         field = self.fields.get(role)
-        return None if field is None else getter(field, text=self.form != "JSON")
+        return None if field is None else getter(field, self._sample)
 
     def _reader(self, load: Callable[[str], Document]) -> Callable[[str], tuple[int, bool, Values]]:
         """What turns a line into values."""
@@ -231,6 +234,7 @@ class AccessLog:
         states_of = [self._getter(f"state:{name}") for name in self.wanted.states]
         unit = self.fields["duration"].unit if duration_of else None
         escaped = self.form != "JSON"
+        verbs = {name: name for name in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")}
         instant = self.instants.read
 
         def read(line: str) -> tuple[int, bool, Values]:
@@ -247,15 +251,20 @@ class AccessLog:
                 target = path_of(document) if path_of is not None else None
                 if method_of is not None:
                     method = method_of(document) or method
-            if not isinstance(target, str) or not isinstance(method, str) or not _METHOD.fullmatch(method):
+            if not isinstance(target, str) or not isinstance(method, str):
                 raise Unreadable("no request")
+            verb = verbs.get(method)
+            if verb is None:
+                if not _METHOD.fullmatch(method):
+                    raise Unreadable("no request")
+                verb = method.upper()
             if escaped and "\\" in target:
                 target = _unescaped(target)
             ip = ip_of(document) if ip_of is not None else ""
             status = status_of(document) if status_of is not None else 0
             values = (
                 read_duration(duration_of(document), unit) if duration_of is not None else -1,
-                method.upper(),
+                verb,
                 _path(target),
                 ip if isinstance(ip, str) else "",
                 _number(status),
@@ -414,7 +423,10 @@ def _parts(line: str) -> tuple[list[str], dict[str, str]] | None:
 
 def _document(line: str) -> Document:
     try:
-        document = json.loads(line)
+        line = line.strip()
+        document, end = _decode(line)
+        if end != len(line):
+            raise json.JSONDecodeError("Extra data", line, end)
     except ValueError as error:
         at = f" ({error.msg}, column {error.colno})" if isinstance(error, json.JSONDecodeError) else ""
         raise Unreadable(f"not JSON{at}") from None

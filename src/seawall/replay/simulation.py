@@ -9,6 +9,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, Literal, TypeAlias, final, get_args
 
+from seawall.config.diagnostics import printable
 from seawall.decision import Mode
 from seawall.policy import Policy
 from seawall.rate import SECOND
@@ -204,9 +205,10 @@ def stamp(at: int) -> str:
 
 
 def _cell(value: object) -> object:
-    """A value as spreadsheets take it: no formula, whoever chose a tenant's id or a path."""
+    """A value as spreadsheets take it: no formula and no control character, whoever chose a tenant's id or a path."""
     if isinstance(value, dict):
         value = "; ".join(f"{name} {count}" for name, count in value.items())
-    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
-        return f"'{value}"
+    if isinstance(value, str):
+        value = printable(value)
+        return f"'{value}" if value[:1] in ("=", "+", "-", "@") else value
     return "" if value is None else value
