@@ -1023,6 +1023,44 @@ def test_gradient2_is_told_of_all_requests_together() -> None:
     assert service.changes[-1] == "latency"
 
 
+@pytest.mark.parametrize("ask", ["screen", "enter", "force"])
+@pytest.mark.parametrize("calm", [True, False])
+def test_a_class_that_is_gone_meanwhile_is_the_last_one_and_holds_no_permit_for_ever(ask: str, calm: bool) -> None:
+    """A request may wait for a backend between being screened and entering, and the policy changes."""
+    several = (Class("high", min_share=0.1), Class("normal"), Class("low"))
+    service = Service(Settings("fixed", initial=1, least=1, most=1, classes=several))
+    limiter = service.limiter
+    if not calm:
+        assert limiter.enter(service.claim(1), service.now) == ADMITTED
+        assert limiter.enter(service.claim(1), service.now) == WAITS
+    late = service.claim(2)
+    limiter.change(Settings("fixed", initial=4, least=1, most=4, classes=several[:2]))
+    others = limiter.in_flight + len(limiter.line)
+    reason = getattr(limiter, ask)(late, service.now)
+    assert reason in (ADMITTED, WAITS)
+    limiter.release(late, Outcome.IGNORED, service.now)
+    assert limiter.in_flight + len(limiter.line) == others
+    limiter.groups[0].limit = 0
+    refused = service.claim(2)
+    assert limiter.screen(refused, service.now) == OVERLOAD
+    assert limiter.announce(refused.klass, lambda: 0.0) == 1
+
+
+def test_a_rule_begins_without_what_another_was_measured_at() -> None:
+    """At the position of one that is gone."""
+    service = Service(Settings(groups=3))
+    limiter = service.limiter
+    busy = service.claim(group=2)
+    assert limiter.enter(busy, service.now) == ADMITTED
+    laws = [group.law for group in limiter.groups]
+    limiter.groups[2].limit = 4
+    limiter.change(Settings(groups=3), others={2, 9})
+    assert [group.law is law for group, law in zip(limiter.groups, laws, strict=True)] == [True, True, False]
+    assert (limiter.groups[2].limit, limiter.groups[2].in_flight) == (1000, 1)
+    limiter.release(busy, Outcome.SUCCESS, service.now)
+    assert (limiter.in_flight, limiter.groups[2].in_flight) == (0, 0)
+
+
 def test_reasons_of_changes_are_a_closed_list() -> None:
     service = adaptive(groups=2)
     draw = random.Random(3)

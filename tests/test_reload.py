@@ -335,6 +335,29 @@ async def test_a_request_that_is_being_served_ends_by_what_it_began_with(bench: 
     assert shell.gate.concurrency.statistics() == {"callers": 0, "in_flight": 0}
 
 
+async def test_what_is_taken_is_given_back_where_it_was_though_identification_took_until_the_next_policy(
+    bench: Bench,
+) -> None:
+    go_on = asyncio.Event()
+
+    async def slowly(_: Any) -> str:
+        await go_on.wait()
+        return "acme"
+
+    rule = "routes: [{name: events, match: {path: /}, streaming: {max: 5}}]\nshedding: {algorithm: fixed}\n"
+    bench.path.write_text(plans("10/minute", rule))
+    shell: Any = Seawall(hello, bench.path, identify=slowly, clock=bench.clock, registry=bench.registry)
+    streams, turnstile = shell.gate.streams, shell.gate.turnstile
+    request = asyncio.ensure_future(drive(shell))
+    await asyncio.sleep(0)
+    bench.path.write_text(plans("10/minute", "shedding: {algorithm: 'off'}\n"))
+    shell._watch.look()
+    assert shell.gate.streams is shell.gate.turnstile is None
+    go_on.set()
+    assert (await request).status == 200
+    assert (streams.open, turnstile.current.in_flight) == ({"events": 0}, 0)
+
+
 async def test_the_limit_and_who_waits_outlive_a_reload(bench: Bench) -> None:
     inside, go_on = asyncio.Event(), asyncio.Event()
 

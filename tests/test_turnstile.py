@@ -100,6 +100,45 @@ async def turn(times: int = 3) -> None:
         await asyncio.sleep(0)
 
 
+# A policy that changes
+
+
+def test_rules_keep_their_positions_whatever_their_order_and_however_often_they_change() -> None:
+    turnstile = Turnstile(fixed(2), ManualClock())
+    names = [f"rule {n}" for n in range(5)]
+    for n in range(200):
+        before = dict(turnstile._positions)
+        order = [*names[n % 5 :], *names[: n % 5], f"new {n}"]
+        positions = turnstile.positions(order)
+        assert dict(turnstile._positions) == before, "not before it is in force"
+        turnstile.change(fixed(2), positions, None, None)
+        assert sorted(positions.values()) == [1, 2, 3, 4, 5, 6]
+        assert n == 0 or all(positions[name] == before[name] for name in names)
+    assert len(turnstile.current.groups) == 7
+
+
+def test_more_rules_than_there_are_positions_share_the_last() -> None:
+    turnstile = Turnstile(fixed(2), ManualClock())
+    positions = turnstile.positions([f"rule {n}" for n in range(100)])
+    turnstile.change(fixed(2), positions, None, None)
+    assert sorted(positions.values()) == [*range(1, 63), *[63] * 38]
+    law = turnstile.current.groups[63].law
+    turnstile.change(fixed(2), turnstile.positions([f"rule {n}" for n in range(101)]), None, None)
+    assert turnstile.current.groups[63].law is law
+    assert len(turnstile.current.groups) == 64
+
+
+def test_a_loop_that_comes_after_a_rule_was_removed_knows_its_position_still() -> None:
+    """Its request may have been identified before, and for long."""
+    turnstile = Turnstile(fixed(2), ManualClock())
+    turnstile.change(Settings("fixed", groups=1), {}, None, None)
+
+    async def groups() -> int:
+        return len(turnstile.limiter().groups)
+
+    assert asyncio.run(groups()) == 2
+
+
 # Settings
 
 

@@ -248,7 +248,8 @@ class Middleware:
     def _tick(self) -> None:
         """Log what has become of requests in this second."""
         gate = self.gate
-        self._journal.tick(0 if gate.turnstile is None else gate.turnstile.refused, gate.called)
+        turnstile = gate.turnstile if gate.policy.mode is Mode.ENFORCE else None
+        self._journal.tick(0 if turnstile is None else turnstile.refused, gate.called)
 
     def reloaded(self, result: str) -> None:
         """See `seawall.watch.Subscriber`."""
@@ -320,7 +321,7 @@ class Middleware:
         if hint is not None:
             lane = gate.hinted(lane, hint)
 
-        exchange = Exchange(self, lane, tenant, principal, address, scope, receive, send)
+        exchange = Exchange(self, gate, lane, tenant, principal, address, scope, receive, send)
         if self._traces:
             exchange.span = tracing.current()
         if hint is not None:
@@ -432,11 +433,11 @@ class Middleware:
         lane = inner.lane
         outcome = Outcome.IGNORED
         try:
-            denied: Any = self.gate.admit(inner)
+            denied: Any = inner.gate.admit(inner)
             if denied is not None and type(denied) is not Denied:
                 denied = await denied
             if inner.verdict is not None:
-                lane.checks.count(inner.verdict, self.gate.cells.values)
+                lane.checks.count(inner.verdict, inner.gate.cells.values)
             outer.include(inner)
             if denied is not None:
                 if denied.reason is GONE:

@@ -253,8 +253,8 @@ class Gate:
         for one in policy.priorities:
             # Also of classes that only a header gives: an alert on the first needs a series that was 0 before.
             cells.block(REQUESTS, "outcome", OUTCOMES, priority=one.name)
-        groups = self.turnstile.positions([route.name for route in policy.routes]) if self.turnstile else None
-        self._compiler = TermsCompiler(policy, backend, parts, groups)
+        self._positions = self.turnstile.positions([route.name for route in policy.routes]) if self.turnstile else {}
+        self._compiler = TermsCompiler(policy, backend, parts, self._positions)
         self._listed, self._others, self._anonymous = self._callers()
         self._log_key = hash_key(policy.backend.key_prefix, policy.backend.secret)
         self._known: dict[Known, Callers] = {}
@@ -269,7 +269,7 @@ class Gate:
         """
         policy, self._before = self.policy, None
         if self.turnstile is not None and self._settings is not None:
-            self.turnstile.change(self._settings, self._changed, self._waited)
+            self.turnstile.change(self._settings, self._positions, self._changed, self._waited)
         if self.streams is not None:
             self.streams.status = policy.shedding.status
         if self.labels is not None:

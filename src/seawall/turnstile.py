@@ -8,7 +8,7 @@ same `Limiter`, of which there is one for each event loop: a process controls it
 from __future__ import annotations
 
 from asyncio import AbstractEventLoop, Future, _get_running_loop
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -22,6 +22,8 @@ from seawall.backends import Key
 from seawall.decision import Clock, Outcome
 from seawall.overload.limiter import ADMITTED, EXPIRED, MOST_GROUPS, WAITS, Class, Limiter, Reason, Settings
 from seawall.policy import Policy
+
+_LAST_GROUP = MOST_GROUPS - 1
 
 
 def settings_of(policy: Policy, *, priorities: bool) -> Settings | None:
@@ -64,7 +66,7 @@ class Turnstile:
         self._clock = clock
         self._changed = changed
         self._waited = waited
-        self._positions: dict[str, int] = {}
+        self._positions: Mapping[str, int] = {}
         self._limiters: dict[AbstractEventLoop | None, Limiter] = {}
         self._last: tuple[AbstractEventLoop | None, Limiter] = (None, self._switch(None))
 
@@ -82,29 +84,34 @@ class Turnstile:
         return sum(limiter.refused for limiter in list(self._limiters.values()))
 
     def positions(self, rules: Sequence[str]) -> dict[str, int]:
-        """The group of each rule: the one it had before, or one that is free; 0 is of what matches none, and the last
-        one is of all for which there is none."""
+        """The group of each rule, to `change` to: the one it has, or one that is free; 0 is of what matches none, and
+        the last one is of all for which there is none."""
         kept = {name: self._positions[name] for name in rules if name in self._positions}
         taken = set(kept.values())
         free = (at for at in count(1) if at not in taken)
-        self._positions = {name: kept[name] if name in kept else next(free) for name in rules}
-        return {name: min(at, MOST_GROUPS - 1) for name, at in self._positions.items()}
+        return {name: kept[name] if name in kept else min(next(free), _LAST_GROUP) for name in rules}
 
     def change(
         self,
         settings: Settings,
+        positions: Mapping[str, int],
         changed: Callable[[str], None] | None,
         waited: Callable[[int, int, Reason], None] | None,
     ) -> None:
-        """Have every limiter go on by other settings, each on its loop."""
-        settings = replace(settings, groups=max(settings.groups, 1 + max(self._positions.values(), default=0)))
+        """Have every limiter go on by other settings, each on its loop, with the rules at ``positions``."""
+        others = {at for name, at in positions.items() if self._positions.get(name) != at} - {_LAST_GROUP}
+        # Never fewer: who was told its position by an earlier policy may come to a loop's limiter first.
+        groups = max(self._settings.groups, settings.groups, 1 + max(positions.values(), default=0))
+        settings = replace(settings, groups=groups)
         self._settings, self._changed, self._waited = settings, changed, waited
+        self._positions = positions
         running = _get_running_loop()
         for loop, limiter in list(self._limiters.items()):
             if loop is None or loop is running:
-                limiter.change(settings, changed, waited)
+                limiter.change(settings, changed, waited, others)
             elif not loop.is_closed():
-                loop.call_soon_threadsafe(limiter.change, settings, changed, waited)
+                with suppress(RuntimeError):  # closed in this very moment
+                    loop.call_soon_threadsafe(limiter.change, settings, changed, waited, others)
 
     def limiter(self) -> Limiter:
         loop = _get_running_loop()

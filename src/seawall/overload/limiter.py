@@ -21,7 +21,7 @@ it comes from (CockroachDB's grant chains).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import log
 from typing import Any, Literal, Protocol, TypeAlias, final
@@ -240,6 +240,7 @@ class Limiter:
         self.retry = [RetryAfter() for _ in settings.classes]
         self._credits = [0.0] * classes
         self._first = 0 if classes > 1 else -1
+        self._last = classes - 1
 
     def _set_times(self, settings: Settings) -> None:
         target = settings.target_ns
@@ -264,11 +265,12 @@ class Limiter:
         settings: Settings,
         changed: Callable[[str], None] | None = None,
         waited: Callable[[int, int, str], None] | None = None,
+        others: Iterable[int] = (),
     ) -> None:
         """Go on by other settings: what is in flight and what waits stays, and so does the limit within its bounds.
 
-        Groups keep their positions; there may be more of them, never fewer. Waiters of a class that there is no more
-        wait as the last one.
+        Groups keep their positions; there may be more of them, never fewer. At ``others`` are other rules than before,
+        of which nothing is known yet. Requests of a class that there is no more are of the last one.
         """
         before, self.settings = self.settings, settings
         self._changed, self._waited = changed, waited
@@ -286,6 +288,11 @@ class Limiter:
                 claim.klass = names.index(name) if name in names else len(names) - 1
                 self.line.add(claim, now)
         self._set_times(settings)
+        for at in others:
+            if at < len(self.groups):
+                group = self.groups[at]
+                group.law, group.limit = _group_law(settings)
+                group.clear()
         self._set_groups(settings)
 
     def __repr__(self) -> str:
@@ -308,7 +315,7 @@ class Limiter:
         return self._screen(claim, now)
 
     def _screen(self, claim: Claim, now: int) -> Reason:
-        klass = claim.klass
+        klass = self._place(claim)
         # A threshold is what was too much in the last window; where there is room now, it is not.
         if not self.thresholds.ask(klass, claim.owner) and self._credits[klass] < 1 and not self._has_room(now):
             return self._refuse(claim, OVERLOAD, now)
@@ -347,6 +354,7 @@ class Limiter:
             return self._refuse(claim, OVERLOAD, now)
         if self.timers is None:
             return self._refuse(claim, QUEUE_FULL, now)
+        self._place(claim)
         self._calm = False
         self._crowded_at = now
         line = self.line
@@ -412,6 +420,12 @@ class Limiter:
         return self.retry[klass].draw(random)
 
     # The queue
+
+    def _place(self, claim: Claim) -> int:
+        """Its class: the last one where it came under settings that had more, and was asked elsewhere since."""
+        if claim.klass > self._last:
+            claim.klass = self._last
+        return claim.klass
 
     def _most_waiting(self, klass: int) -> int:
         """How long the line may be for one more of a class. For the first of several it is time alone that counts."""
@@ -494,7 +508,7 @@ class Limiter:
         self.refused += 1
         self._crowded_at = now
         self._calm = False
-        self.retry[claim.klass].refused += 1
+        self.retry[self._place(claim)].refused += 1
         return reason
 
     def _admit(self, claim: Claim, group: Group) -> None:
@@ -514,7 +528,8 @@ class Limiter:
             for klass, share in enumerate(shares):
                 if share:
                     credits_[klass] = min(credits_[klass] + share, 2.0)
-            credits_[claim.klass] = max(credits_[claim.klass] - 1, 0.0)
+            klass = self._place(claim)
+            credits_[klass] = max(credits_[klass] - 1, 0.0)
 
     # The loop
 
