@@ -10,7 +10,22 @@ import typer
 
 from seawall import __version__
 from seawall.cells import METRICS_DIR
-from seawall.cli import check, demo, diff, explain, export, hash_key, history, init, run, schema, simulate, status, top
+from seawall.cli import (
+    check,
+    demo,
+    diff,
+    explain,
+    export,
+    hash_key,
+    history,
+    init,
+    run,
+    schema,
+    simulate,
+    status,
+    tenant,
+    top,
+)
 from seawall.cli.terminal import is_lively
 
 Look: TypeAlias = Literal["rich"] | None
@@ -42,6 +57,7 @@ def build(look: Look | Literal["auto"] = "auto") -> typer.Typer:
     app.command("top")(top.run)
     app.command("hash-key")(hash_key.run)
     export.register(app, typer.Typer(rich_markup_mode=look))
+    tenant.register(app, typer.Typer(rich_markup_mode=look))
     return app
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,7 +16,7 @@ import typer
 from rich.text import Text
 
 from seawall.cli.explanation import Caller, Explanation, Limit, Overload, Rule, explain
-from seawall.cli.terminal import CONFIG_HELP, console, fail, policy_of, say
+from seawall.cli.terminal import CONFIG_HELP, console, fail, policy_of, quiet, say
 from seawall.config.diagnostics import printable
 from seawall.identity import parse_address
 from seawall.policy import Policy
@@ -92,7 +90,7 @@ def run(
             *map(_header, header or ()),
         ],
     }
-    with _quiet():
+    with quiet():
         told = asyncio.run(explain(policy, scope, tenant=tenant))
     if form == "json":
         print(json.dumps(as_json(told), indent=2))
@@ -180,18 +178,6 @@ def _value(option: str, value: str) -> bytes:
     if re.search(rb"[\x00-\x08\x0a-\x1f\x7f]", raw):
         fail(f"{option}: a header has no control characters")
     return raw
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep start-up warnings, which `seawall check` is for, off the terminal."""
-    handler = logging.NullHandler()
-    logger = logging.getLogger("seawall")
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
 
 
 def as_json(told: Explanation) -> dict[str, Any]:

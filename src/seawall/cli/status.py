@@ -102,21 +102,7 @@ def _split(url: str) -> SplitResult | None:
 
 def fetch(address: str) -> dict[str, Any]:
     """The document at ``address``. Raises `Unreachable`."""
-    request = Request(address, headers={"Accept": "application/json", "User-Agent": "seawall"})
-    direct = build_opener(ProxyHandler({}))  # a service judges by the machine that asks, so no proxy does
-    try:
-        with direct.open(request, timeout=TIMEOUT) as answer:
-            body = answer.read(_MOST_BYTES + 1)
-            status = answer.status
-    except HTTPError as error:
-        error.close()
-        body, status = b"", error.code
-    except TimeoutError:
-        raise Unreachable(f"{address} does not answer within {TIMEOUT:g} s") from None
-    except URLError as error:
-        raise Unreachable(f"{address} cannot be reached: {_reason(error)}") from None
-    except (OSError, HTTPException) as error:
-        raise Unreachable(f"{address} does not speak HTTP: {error or type(error).__name__}") from None
+    status, body = ask(Request(address, headers={"Accept": "application/json", "User-Agent": "seawall"}))
     if status == 404:
         raise Unreachable(
             f"{address} answers 404: nothing is there (status.path), or this machine is not one of status.allow"
@@ -131,6 +117,25 @@ def fetch(address: str) -> dict[str, Any]:
         raise Unreachable(f"{address} is something else than the status page of Seawall, or of another version")
     found: dict[str, Any] = document
     return found
+
+
+def ask(request: Request) -> tuple[int, bytes]:
+    """The status and the body of the answer to ``request``. Raises `Unreachable` where there is none."""
+    address = request.full_url
+    direct = build_opener(ProxyHandler({}))  # a service judges by the machine that asks, so no proxy does
+    try:
+        try:
+            answer = direct.open(request, timeout=TIMEOUT)
+        except HTTPError as error:
+            answer = error
+        with answer:
+            return answer.status, answer.read(_MOST_BYTES + 1)
+    except TimeoutError:
+        raise Unreachable(f"{address} does not answer within {TIMEOUT:g} s") from None
+    except URLError as error:
+        raise Unreachable(f"{address} cannot be reached: {_reason(error)}") from None
+    except (OSError, HTTPException) as error:
+        raise Unreachable(f"{address} does not speak HTTP: {error or type(error).__name__}") from None
 
 
 def _reason(error: URLError) -> str:

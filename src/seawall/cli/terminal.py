@@ -6,9 +6,11 @@ Results go to stdout and messages to stderr. Exit codes: 0 is fine, 1 is "someth
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn, TextIO
 
@@ -55,6 +57,18 @@ def fail(message: str, code: int = UNUSABLE) -> NoReturn:
     """End the verb with a message."""
     say(f"seawall: {message}")
     raise typer.Exit(code)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what is logged off the terminal: a verb says itself what matters."""
+    handler = logging.NullHandler()
+    logger = logging.getLogger("seawall")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def why(error: OSError) -> str:
