@@ -53,6 +53,12 @@ PUBLISHED = {
     "seawall_build_info": ("version",),
     "seawall_tenant_requests_total": ("tenant", "outcome"),
     "seawall_ignored_headers_total": ("header",),
+    "seawall_client_attempts_total": ("host", "result"),
+    "seawall_client_retries_total": ("host", "reason"),
+    "seawall_client_refusals_total": ("host", "reason"),
+    "seawall_client_hedges_total": ("host", "result"),
+    "seawall_client_budget_tokens": ("host",),
+    "seawall_client_open_circuits": ("host",),
 }
 """The names and labels that the documentation promises."""
 

@@ -166,7 +166,10 @@ CLIENT_REFUSALS = Spec(
     ("host", "reason"),
 )
 CLIENT_HEDGES = Spec(
-    "seawall_client_hedges_total", "counter", "Requests of which a second one was sent beside the first.", ("host",)
+    "seawall_client_hedges_total",
+    "counter",
+    "Requests of which a second one was sent beside the first, by whether it was quicker: won or lost.",
+    ("host", "result"),
 )
 CLIENT_BUDGET = Spec("seawall_client_budget_tokens", "gauge", "Tokens that are left for retries.", ("host",))
 CLIENT_CIRCUITS = Spec(

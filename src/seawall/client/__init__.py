@@ -10,7 +10,7 @@ and chance as arguments.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from seawall.client.breaker import CircuitBreaker, State
 from seawall.client.budget import RetryBudget
@@ -26,7 +26,12 @@ from seawall.client.errors import (
 )
 from seawall.client.retry import Failure, RetryPolicy
 from seawall.client.throttle import AdaptiveThrottle
-from seawall.client.transport import ResilientTransport, SyncResilientTransport, _module
+from seawall.client.transport import DEFAULT, ResilientTransport, SyncResilientTransport
+
+if TYPE_CHECKING:
+    import httpx2 as library
+else:
+    library = DEFAULT.module
 
 __all__ = [
     "AdaptiveThrottle",
@@ -49,50 +54,42 @@ __all__ = [
     "TooManyInFlight",
 ]
 
-_OURS = ("retry", "budget", "throttle", "breaker", "concurrency", "hedge", "propagate", "route")
+_OURS = ("retry", "budget", "throttle", "breaker", "concurrency", "hedge", "connect", "propagate", "route")
 
 
-class AsyncClient(_module.AsyncClient):  # type: ignore[misc]
+class AsyncClient(library.AsyncClient):
     """The library's ``AsyncClient`` with a `ResilientTransport`: its own arguments, and those of the transport.
 
     ``deadline`` is the transport's ``timeout``, the seconds for a call with all its attempts: ``timeout`` is what the
     library calls so.
     """
 
-    _transport: Any
-    _mounts: dict[Any, Any]
-
     def __init__(self, *args: Any, deadline: float | None = None, **options: Any) -> None:
         ours = {name: options.pop(name) for name in _OURS if name in options}
         super().__init__(*args, **options)
-        transport = ResilientTransport(self._transport, timeout=deadline, **ours)
-        self._transport = transport
-        self._mounts = {
-            pattern: None if mounted is None else transport.around(mounted) for pattern, mounted in self._mounts.items()
-        }
+        self._resilient = ResilientTransport(self._transport, timeout=deadline, **ours)
+        self._transport, self._mounts = _wrapped(self._resilient, self._mounts)
 
     def statistics(self) -> dict[str, dict[str, Any]]:
         """`ResilientTransport.statistics`."""
-        found: dict[str, dict[str, Any]] = self._transport.statistics()
-        return found
+        return self._resilient.statistics()
 
 
-class Client(_module.Client):  # type: ignore[misc]
+class Client(library.Client):
     """`AsyncClient` for code that blocks."""
 
-    _transport: Any
-    _mounts: dict[Any, Any]
-
     def __init__(self, *args: Any, deadline: float | None = None, **options: Any) -> None:
         ours = {name: options.pop(name) for name in _OURS if name in options}
         super().__init__(*args, **options)
-        transport = SyncResilientTransport(self._transport, timeout=deadline, **ours)
-        self._transport = transport
-        self._mounts = {
-            pattern: None if mounted is None else transport.around(mounted) for pattern, mounted in self._mounts.items()
-        }
+        self._resilient = SyncResilientTransport(self._transport, timeout=deadline, **ours)
+        self._transport, self._mounts = _wrapped(self._resilient, self._mounts)
 
     def statistics(self) -> dict[str, dict[str, Any]]:
         """`ResilientTransport.statistics`."""
-        found: dict[str, dict[str, Any]] = self._transport.statistics()
-        return found
+        return self._resilient.statistics()
+
+
+def _wrapped(resilient: Any, mounts: dict[Any, Any]) -> tuple[Any, dict[Any, Any]]:
+    """The transport of a client and those of its ``mounts``, which know the same of all hosts."""
+    around = resilient.around
+    return resilient, {pattern: None if mount is None else around(mount) for pattern, mount in mounts.items()}

@@ -3,8 +3,8 @@
 It opens when at least half of at least twenty calls within ten seconds have failed, or have been slow where it was told
 what slow is. After a pause a share of the calls is let through again, a twentieth at first and all of them ten seconds
 later: a server that comes back is not met by everybody at once, and what one lucky probe says decides nothing. If half
-of what is let through fails, it opens again and the pause is twice as long, up to a minute; once it has closed and
-stayed so for as long as the pause was, the pause is short again.
+of what is let through fails, it opens again and the pause is twice as long, up to a minute. So it is if it opens before
+it has been closed for as long as the pause was; after that, the pause is short again.
 
 A pure state machine: time is an argument, and the share is counted and not drawn.
 """
@@ -14,8 +14,12 @@ from __future__ import annotations
 from enum import Enum
 from typing import final
 
+from seawall.client.window import Window
+
 SECOND = 1_000_000_000
 SLICES = 10
+_MADE, _FAILED, _SLOW = 0, 1, 2
+_EVER = -(1 << 63)
 
 
 class State(Enum):
@@ -37,17 +41,16 @@ class CircuitBreaker:
     __slots__ = (
         "_credit",
         "_failed",
+        "_first_pause",
+        "_longest_pause",
         "_made",
-        "_most_pause",
+        "_ramp",
         "_since",
-        "_slice",
-        "_slices",
-        "_slow_ns",
+        "_slow",
+        "_window",
         "calls",
         "failures",
-        "first_pause",
         "pause",
-        "ramp",
         "slow_calls",
         "state",
     )
@@ -70,48 +73,44 @@ class CircuitBreaker:
     ) -> None:
         if not 0 < failures <= 1 or not 0 < slow_calls <= 1 or calls < 1:
             raise ValueError("failures and slow_calls are above 0 and at most 1, calls is at least 1")
-        if min(window, pause, longest_pause, ramp) <= 0 or (slow is not None and slow <= 0):
-            raise ValueError("window, pause, longest_pause, ramp and slow are more than 0 seconds")
+        if not (window > 0 and pause > 0 and ramp > 0) or (slow is not None and not slow > 0):
+            raise ValueError("window, pause, ramp and slow are more than 0 seconds")
+        if not longest_pause >= pause:
+            raise ValueError("longest_pause is not shorter than pause")
         self.failures = failures
         self.calls = calls
         self.slow_calls = slow_calls
-        self.ramp = int(ramp * SECOND)
-        self.first_pause = self.pause = int(pause * SECOND)
         self.state = State.CLOSED
-        self._slow_ns = None if slow is None else int(slow * SECOND)
-        self._most_pause = int(longest_pause * SECOND)
-        self._slice = int(window * SECOND / SLICES)
-        self._slices: dict[int, list[int]] = {}
-        self._since = 0
+        self.pause = self._first_pause = int(pause * SECOND)
+        self._longest_pause = int(longest_pause * SECOND)
+        self._ramp = int(ramp * SECOND)
+        self._slow = None if slow is None else int(slow * SECOND)
+        self._window = Window(int(window * SECOND), SLICES, 3)
+        self._since = _EVER
         self._credit = 0.0
         self._made = self._failed = 0
 
     def __repr__(self) -> str:
         return f"<CircuitBreaker {self.state.value}>"
 
-    def share(self, now: int) -> float:
-        """The share of calls that is let through, 0 to 1."""
-        if self.state is State.CLOSED:
-            return 1.0
-        passed = now - self._since - (self.pause if self.state is State.OPEN else 0)
-        if passed < 0:
-            return 0.0
-        return min(1.0, self.FIRST_SHARE + (1 - self.FIRST_SHARE) * passed / self.ramp)
-
     def admit(self, now: int) -> bool:
-        """Whether to make one more call; whoever may has to say how it ended (`record`, or `forget`)."""
+        """Whether to make one more call. Whoever may says how it ended (`record`), or that it was not made (`forget`);
+        of calls of which neither is ever said, nothing follows."""
         if self.state is State.CLOSED:
             return True
         if self.state is State.OPEN:
             if now < self._since + self.pause:
                 return False
-            self.state, self._since, self._credit = State.RAMPING, self._since + self.pause, 1.0
+            # From this call on, and not from the end of the pause: nobody has called in between.
+            self.state, self._since = State.RAMPING, now
             self._made = self._failed = 0
-            if now >= self._since + self.ramp:
-                # Nobody has called for long: one call finds out before all others do.
-                self._since = now
-        self._credit += self.share(now)
-        if self._credit < 1:
+            self._credit = 1.0
+        share = self.FIRST_SHARE + (1 - self.FIRST_SHARE) * (now - self._since) / self._ramp
+        if share >= 1:
+            return True
+        self._credit += share
+        # Twenty additions of a twentieth are a little less than one.
+        if self._credit < 1 - 1e-9:
             return False
         self._credit -= 1
         return True
@@ -121,41 +120,43 @@ class CircuitBreaker:
         return max(0, self._since + self.pause - now) / SECOND if self.state is State.OPEN else 0.0
 
     def record(self, now: int, *, failed: bool, took: int = 0) -> bool:
-        """A call has ended after ``took``. Whether that has changed the state."""
+        """A call has ended after ``took``. Whether that has changed the state.
+
+        What was begun before the state changed says nothing about what came after.
+        """
         before = self.state
-        slow = self._slow_ns is not None and took >= self._slow_ns
+        if before is State.OPEN or now - took < self._since:
+            return False
+        slow = self._slow is not None and took >= self._slow
         if before is State.CLOSED:
             self._note(now, failed, slow)
-        elif before is State.RAMPING:
+        else:
             self._made += 1
             self._failed += failed or slow
-            if self._made >= self.RAMP_CALLS and self._failed >= self.failures * self._made:
-                self._open(now, min(self._most_pause, 2 * self.pause))
-            elif now >= self._since + self.ramp:
+            has_ended = now >= self._since + self._ramp
+            if self._failed >= self.failures * self._made and (has_ended or self._made >= self.RAMP_CALLS):
+                self._open(now, longer=True)
+            elif has_ended:
                 self.state, self._since = State.CLOSED, now
-                self._slices.clear()
-        # What ends while it is open was begun before.
+                self._window.clear()
         return self.state is not before
 
     def forget(self) -> None:
-        """A call that was admitted was not made."""
+        """A call that was admitted was not made, or told nothing."""
         if self.state is State.RAMPING:
             self._credit = min(1.0, self._credit + 1)
 
     def _note(self, now: int, failed: bool, slow: bool) -> None:
-        if self.pause > self.first_pause and now - self._since >= self.pause:
-            self.pause = self.first_pause
-        at = now // self._slice
-        for old in [slot for slot in self._slices if slot <= at - SLICES]:
-            del self._slices[old]
-        counts = self._slices.setdefault(at, [0, 0, 0])
-        counts[0] += 1
-        counts[1] += failed
-        counts[2] += slow
-        made, fails, slows = (sum(each) for each in zip(*self._slices.values(), strict=True))
+        window = self._window
+        window.add(now, _MADE)
+        if failed:
+            window.add(now, _FAILED)
+        if slow:
+            window.add(now, _SLOW)
+        made, fails, slows = window.totals
         if made >= self.calls and (fails >= self.failures * made or slows >= self.slow_calls * made):
-            self._open(now, self.pause)
+            self._open(now, longer=now - self._since < self.pause)
 
-    def _open(self, now: int, pause: int) -> None:
-        self.state, self._since, self.pause = State.OPEN, now, pause
-        self._slices.clear()
+    def _open(self, now: int, *, longer: bool) -> None:
+        self.pause = min(self._longest_pause, 2 * self.pause) if longer else self._first_pause
+        self.state, self._since = State.OPEN, now

@@ -5,6 +5,9 @@ most a tenth is sent again, and three more (Finagle's and Envoy's idea). The oth
 for a retry of what was transient and 5 for one of what was too much, given back when the retry succeeds, and 1 earned
 by each success without one. AWS begins with 500, which is a hundred retries for nothing to each host: 1.12 attempts a
 request in a storm.
+
+A success is any answer that is no failure, a 404 as well, where AWS counts 2xx only: whoever asks what is there would
+never earn again.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ class RetryBudget:
     __slots__ = ("capacity", "earned", "ratio", "saved", "tokens")
 
     def __init__(self, ratio: float = RATIO, floor: float = FLOOR, capacity: int = CAPACITY) -> None:
-        if not 0 <= ratio <= 1 or floor < 0 or capacity < 0:
+        if not 0 <= ratio <= 1 or not floor >= 0 or capacity < 0:
             raise ValueError("ratio is 0 to 1, floor and capacity are at least 0")
         self.ratio = ratio
         self.capacity = capacity

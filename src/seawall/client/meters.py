@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
-from threading import Lock
-from typing import ClassVar, final
+from threading import RLock
+from typing import TYPE_CHECKING, ClassVar, final
+from weakref import WeakSet, finalize
 
 from seawall.metrics import (
     CLIENT_ATTEMPTS,
@@ -17,55 +17,64 @@ from seawall.metrics import (
     Spec,
 )
 
+if TYPE_CHECKING:
+    from seawall.client.host import Host
+
 MOST_HOSTS = 50
 """Hosts with series of their own; all further ones together are ``other``."""
+_RESULTS = {0: "error", 1: "1xx", 2: "2xx", 3: "3xx", 4: "4xx", 5: "5xx"}
 
 
 @final
 class Meters:
-    """The series of one host."""
+    """The series of one host, which several clients may call."""
 
     _of: ClassVar[dict[str, Meters]] = {}
-    _lock: ClassVar[Lock] = Lock()
-    """Clients run in threads, where ``+=`` is two steps."""
+    _lock: ClassVar[RLock] = RLock()
+    """Clients run in threads, where ``+=`` is two steps; and where a host ends, which may be within any step."""
 
     def __init__(self, host: str) -> None:
         self._host = host
         self._cells = Publication.of(None).cells
+        self._known: dict[tuple[str, str], int] = {}
+        self._hosts: WeakSet[Host] = WeakSet()
 
     @classmethod
-    def of(cls, host: str) -> Meters:
-        """Those of ``host``, as long as there are not too many."""
+    def of(cls, host: Host) -> Meters:
+        """Those of ``host``, whose gauges are shown for as long as it lives; of too many hosts, those of the rest."""
         with cls._lock:
-            found = cls._of.get(host)
+            found = cls._of.get(host.name)
             if found is None:
-                name = host if len(cls._of) < MOST_HOSTS else "other"
+                name = host.name if len(cls._of) < MOST_HOSTS else "other"
                 found = cls._of.get(name) or cls._of.setdefault(name, cls(name))
-            return found
+            found._hosts.add(host)
+        finalize(host, found.show).atexit = False
+        return found
 
-    def attempt(self, result: str) -> None:
-        self._add(CLIENT_ATTEMPTS, result)
+    def attempt(self, status: int | None) -> None:
+        """One request was sent and answered with ``status``, or ended without an answer."""
+        self._add(CLIENT_ATTEMPTS, _RESULTS.get(0 if status is None else status // 100, "other"))
 
     def retry(self, reason: str) -> None:
         self._add(CLIENT_RETRIES, reason)
 
-    def refused(self, error: str) -> None:
-        """By the name of the error that was raised."""
-        self._add(CLIENT_REFUSALS, re.sub(r"(?<!^)(?=[A-Z])", "_", error).lower())
+    def refused(self, reason: str) -> None:
+        self._add(CLIENT_REFUSALS, reason)
 
-    def hedge(self) -> None:
-        self._add(CLIENT_HEDGES)
+    def hedge(self, *, won: bool) -> None:
+        self._add(CLIENT_HEDGES, "won" if won else "lost")
 
-    def budget(self, tokens: int) -> None:
-        self._set(CLIENT_BUDGET, tokens)
-
-    def breaker(self, open_circuits: int) -> None:
-        self._set(CLIENT_CIRCUITS, open_circuits)
-
-    def _add(self, spec: Spec, *labels: str) -> None:
+    def show(self) -> None:
+        """Show the tokens and the circuits of all clients of the host as they are now."""
         with self._lock:
-            self._cells.values[self._cells.index(spec, self._host, *labels)] += 1
+            hosts = list(self._hosts)
+            values, index = self._cells.values, self._cells.index
+            values[index(CLIENT_BUDGET, self._host)] = sum(host.budget.tokens for host in hosts)
+            values[index(CLIENT_CIRCUITS, self._host)] = sum(host.open_circuits for host in hosts)
 
-    def _set(self, spec: Spec, value: int) -> None:
+    def _add(self, spec: Spec, label: str) -> None:
+        at = self._known.get((spec.name, label))
+        if at is None:
+            at = self._known[spec.name, label] = self._cells.index(spec, self._host, label)
         with self._lock:
-            self._cells.values[self._cells.index(spec, self._host)] = value
+            self._cells.values[at] += 1

@@ -1,8 +1,8 @@
 """Which failures are worth another attempt, and when.
 
-The rules are those of the standard mode of AWS SDKs (revised in 2026) with the numbers of `seawall.client`: three
-attempts, full jitter between 0 and ``min(cap, base * 2**n)``, 50 ms for what is transient and 1 s for what says that it
-is too much. A server's own word is a floor: the wait is the jittered one, held between the hint and five seconds more.
+The rules are those of the standard mode of AWS SDKs (revised in 2026): three attempts, full jitter between 0 and
+``min(cap, base * 2**n)``, 50 ms for what is transient and 1 s for what says that it is too much. A server's own word is
+a floor, and the jitter comes on top: of those whom it has told the same, no two come back at once.
 """
 
 from __future__ import annotations
@@ -12,11 +12,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import final
 
-IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
-"""RFC 9110, section 9.2.2."""
-SPREAD = 5.0
-"""Seconds after a server's hint over which its callers spread."""
-OVERLOADED = "temporary-reduced-capacity"
+IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE", "QUERY"})
+"""RFC 9110, section 9.2.2; QUERY is safe by its own (draft-ietf-httpbis-safe-method-w-body)."""
 
 
 class Failure(Enum):
@@ -33,10 +30,7 @@ class Failure(Enum):
 
 
 def failure_of(status: int, headers: Mapping[str, str]) -> Failure:
-    """What an answer is.
-
-    A 504 that says whose deadline has passed is none: what is late stays late.
-    """
+    """What an answer is."""
     if status == 429:
         return Failure.THROTTLED
     if status == 503:
@@ -92,11 +86,11 @@ class RetryPolicy:
     ) -> float | None:
         """Seconds to wait after ``attempt`` has failed; ``None`` where the answer is better given now.
 
-        ``hint`` is what the server asks for, ``left`` the time until the deadline.
+        ``hint`` is what the server asks for, ``left`` the time in which the next attempt has to begin.
         """
         wait = self.ceiling(failure, attempt) * random()
         if hint is not None:
             if hint > self.longest:
                 return None
-            wait = min(max(wait, hint), hint + SPREAD)
+            wait += hint
         return None if left is not None and wait >= left else wait

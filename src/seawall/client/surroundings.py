@@ -20,15 +20,16 @@ class Surroundings:
     retried: bool = False
 
 
-_NONE = Surroundings()
+NONE = Surroundings()
 
 
 def surroundings() -> Surroundings:
     """Those of the running context."""
     exchange = current_exchange.get()
     if exchange is None or exchange.scope is None:
-        return _NONE
+        return NONE
     retried = any(
         name == b"x-retry-attempt" and value.strip() not in (b"", b"0") for name, value in exchange.scope["headers"]
     )
-    return Surroundings(time_left(), exchange.terms.priority, retried)
+    visit = exchange.inside[-1] if exchange.inside else exchange
+    return Surroundings(time_left(), visit.terms.priority, retried)

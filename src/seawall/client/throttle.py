@@ -7,7 +7,8 @@ wanted, each further request is refused locally with the probability
 
 ``requests`` counts what was refused locally as well, so that a client that is refused much sends little, and goes on
 finding out whether that is still so. With ``K = 2`` twice as much is sent as is accepted. Of a few requests nothing
-follows, so there have to be twenty.
+follows, so there have to be twenty. A request counts when it has ended: of those under way nobody knows yet whether
+they are accepted, and the first hundred of a service that has just started would be refused for each other's sake.
 """
 
 from __future__ import annotations
@@ -15,66 +16,56 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import final
 
+from seawall.client.window import Window
+
 SECOND = 1_000_000_000
 SLICES = 12
+_REQUESTS, _ACCEPTS = 0, 1
 
 
 @final
 class AdaptiveThrottle:
-    """Counts of one host in slices of ten seconds. Times are monotonic nanoseconds."""
+    """The throttle of one host. Times are monotonic nanoseconds, settings in seconds.
 
-    __slots__ = ("_accepts", "_at", "_requests", "_slice", "k", "least", "most", "total_accepts", "total_requests")
+    ``k`` is how many times as much is sent as is accepted (2, at least 1), ``window`` the time that is looked at (120),
+    ``most`` the largest share that is refused here (.9), ``least`` how many requests say something (20).
+    """
+
+    __slots__ = ("_window", "k", "least", "most")
 
     def __init__(self, k: float = 2.0, window: float = 120.0, most: float = 0.9, least: int = 20) -> None:
-        if k < 1 or window <= 0 or not 0 <= most < 1:
-            raise ValueError("k is at least 1, window more than 0, most 0 to 1 without 1")
+        if not k >= 1 or not window > 0 or not 0 <= most < 1 or least < 1:
+            raise ValueError("k and least are at least 1, window more than 0, most 0 to 1 without 1")
         self.k = k
         self.most = most
         self.least = least
-        self._slice = int(window * SECOND / SLICES)
-        self._requests = [0] * SLICES
-        self._accepts = [0] * SLICES
-        self._at = 0
-        self.total_requests = self.total_accepts = 0
+        self._window = Window(int(window * SECOND), SLICES, 2)
 
     def __repr__(self) -> str:
-        return (
-            f"<AdaptiveThrottle {self.total_accepts}/{self.total_requests} accepted, {self.probability():.2f} refused>"
-        )
+        requests, accepts = self._window.totals
+        return f"<AdaptiveThrottle {accepts}/{requests} accepted, {self.probability():.2f} refused>"
 
     def probability(self) -> float:
-        """The share of requests that is refused now."""
-        if self.total_requests < self.least:
+        """The share of requests that is refused, 0 to ``most``."""
+        requests, accepts = self._window.totals
+        if requests < self.least:
             return 0.0
-        return min(self.most, max(0.0, (self.total_requests - self.k * self.total_accepts) / (self.total_requests + 1)))
+        return min(self.most, max(0.0, (requests - self.k * accepts) / (requests + 1)))
 
     def admit(self, now: int, random: Callable[[], float]) -> bool:
-        """Whether to send one more."""
-        self._turn(now)
-        probability = 0.0 if self.total_requests <= self.k * self.total_accepts else self.probability()
-        admitted = not probability or random() >= probability
-        self._requests[self._at % SLICES] += 1
-        self.total_requests += 1
-        return admitted
+        """Whether to send one more; whoever does says how it ended (`record`), if it was for the host to say.
 
-    def accepted(self, now: int) -> None:
-        """One that was sent was not refused for being too much."""
-        self._turn(now)
-        self._accepts[self._at % SLICES] += 1
-        self.total_accepts += 1
+        ``random`` gives 0 to 1 without 1.
+        """
+        self._window.turn(now)
+        requests, accepts = self._window.totals
+        if requests <= self.k * accepts or random() >= self.probability():
+            return True
+        self._window.add(now, _REQUESTS)
+        return False
 
-    def forget(self) -> None:
-        """One that was admitted was not sent."""
-        if self.total_requests:
-            at = self._at % SLICES
-            taken = min(1, self._requests[at])
-            self._requests[at] -= taken
-            self.total_requests -= taken
-
-    def _turn(self, now: int) -> None:
-        at = now // self._slice
-        for slot in range(max(self._at + 1, at - SLICES + 1), at + 1):
-            self.total_requests -= self._requests[slot % SLICES]
-            self.total_accepts -= self._accepts[slot % SLICES]
-            self._requests[slot % SLICES] = self._accepts[slot % SLICES] = 0
-        self._at = max(self._at, at)
+    def record(self, now: int, *, accepted: bool) -> None:
+        """One that was sent has ended. ``accepted``: it was not refused for being too much, or not heard at all."""
+        self._window.add(now, _REQUESTS)
+        if accepted:
+            self._window.add(now, _ACCEPTS)

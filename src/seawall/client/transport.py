@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import random as random_module
 from collections.abc import AsyncIterator, Callable, Iterator
-from functools import cache, partial
+from functools import cache
 from time import monotonic_ns, sleep, time
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import anyio
 
-from seawall.client import errors
 from seawall.client.breaker import CircuitBreaker
 from seawall.client.budget import RetryBudget
-from seawall.client.core import SMALL, Caller, Options, Request, Response, Send, Sleep
+from seawall.client.core import CONNECT, Caller, Discard, Options, Send, Sleep
+from seawall.client.hedging import first_of_two
+from seawall.client.host import Host
 from seawall.client.library import Library, default
-from seawall.client.retry import RetryPolicy
+from seawall.client.outgoing import Request, Response
+from seawall.client.retry import Failure, RetryPolicy, failure_of
 from seawall.client.throttle import AdaptiveThrottle
 from seawall.decision import Clock
 
-_DEFAULT = default()
-_module: Any = _DEFAULT.module
-_AsyncBase: Any = _module.AsyncBaseTransport
-_SyncBase: Any = _module.BaseTransport
+DEFAULT = default()
+if TYPE_CHECKING:
+    from httpx2 import AsyncBaseTransport, BaseTransport
+else:
+    AsyncBaseTransport, BaseTransport = DEFAULT.module.AsyncBaseTransport, DEFAULT.module.BaseTransport
 
 
 class _Resilient:
@@ -39,17 +42,21 @@ class _Resilient:
         concurrency: int | None = None,
         hedge: bool = False,
         timeout: float | None = None,
+        connect: float | None = CONNECT,
         propagate: bool = True,
-        route: Callable[[Any], str] = lambda _: "",
+        route: Callable[[Any], str] | None = None,
         clock: Clock = monotonic_ns,
         wall_clock: Callable[[], float] = time,
         random: Callable[[], float] = random_module.random,
     ) -> None:
         if concurrency is not None and concurrency < 1:
             raise ValueError(f"concurrency is at least 1, or None for no limit, not {concurrency}")
-        if timeout is not None and not timeout > 0:
-            raise ValueError(f"timeout is more than 0 seconds, or None for none, not {timeout}")
-        library = _DEFAULT if transport is None else Library.of(transport)
+        for name, seconds in (("timeout", timeout), ("connect", connect)):
+            if seconds is not None and not seconds > 0:
+                raise ValueError(f"{name} is more than 0 seconds, or None for any, not {seconds}")
+        if isinstance(transport, _Resilient):
+            raise ValueError("the transport is resilient already, and two would try again what the other has tried")
+        library = DEFAULT if transport is None else Library.of(transport)
         self._transport: Any = self._make(library) if transport is None else transport
         options = Options(
             RetryPolicy() if retry is None else retry,
@@ -59,10 +66,34 @@ class _Resilient:
             concurrency,
             hedge,
             timeout,
+            connect,
             propagate,
             route,
         )
         self._caller = Caller(options, library, clock=clock, wall_clock=wall_clock, random=random)
+        self._error: Any = library.module.TransportError
+
+    _body: Callable[[Any, Host, Any], Any]
+
+    def _held(self, response: Response, host: Host | None) -> Response:
+        """An answer that holds its place in flight until it is closed."""
+        lock = self._caller.lock
+        if host is None:
+            return response
+        if response.is_closed:  # it was read, or was never a stream
+            with lock:
+                host.leave()
+        else:
+            response.stream = self._body(response.stream, host, lock)
+        return response
+
+    def _kept(self, response: Response, parts: list[bytes] | None) -> bool:
+        """Whether an answer whose connection is gone can still be given, as it can if all its parts are known."""
+        if parts is None:
+            return False
+        # As they came: whoever reads it decodes them.
+        response.stream = self._caller.library.module.ByteStream(b"".join(parts))
+        return True
 
     def _make(self, library: Library) -> Any:
         raise NotImplementedError
@@ -73,7 +104,7 @@ class _Resilient:
     def around(self, transport: Any) -> Any:
         """Another one, around ``transport``, that shares everything that this one knows."""
         other = object.__new__(type(self))
-        other._transport, other._caller = transport, self._caller
+        other.__dict__.update(self.__dict__, _transport=transport)
         return other
 
     def statistics(self) -> dict[str, dict[str, Any]]:
@@ -83,10 +114,11 @@ class _Resilient:
 
 
 @final
-class ResilientTransport(_Resilient, _AsyncBase):  # type: ignore[misc]  # its base is only known at run time
+class ResilientTransport(_Resilient, AsyncBaseTransport):
     """A transport for ``httpx2.AsyncClient`` or ``httpx.AsyncClient`` that makes its callers well-behaved.
 
-    >>> client = _module.AsyncClient(transport=ResilientTransport())
+    >>> import httpx2
+    >>> client = httpx2.AsyncClient(transport=ResilientTransport())
 
     ``transport`` is what really sends, by default ``AsyncHTTPTransport()``. What goes wrong is tried again if that is
     right (``retry``, a `RetryPolicy`) and as long as there is a ``budget`` for it; requests to a host that accepts too
@@ -96,14 +128,24 @@ class ResilientTransport(_Resilient, _AsyncBase):  # type: ignore[misc]  # its b
 
     ``concurrency`` is how many requests to one host may be in flight at once; more are refused here (``None``: any
     number). ``hedge`` sends an idempotent request a second time when it takes longer than 95 of 100 did, and takes the
-    first answer. ``timeout`` is the seconds for a call with all its attempts; the deadline of the request that is being
-    served behind Seawall, if there is one, counts as well, and so does ``extensions={"deadline": seconds}``. With
-    ``propagate`` what is left is sent on as ``X-Request-Timeout-Ms``, and the priority as ``X-Request-Priority``.
+    first answer.
 
-    Answers have their ``attempts`` in their ``extensions``. Errors are the library's own, and where nothing was sent or
-    nothing is tried again those of `seawall.client.errors`. ``clock`` is monotonic nanoseconds, ``wall_clock`` seconds
-    since the epoch, ``random`` 0 to 1.
+    ``timeout`` is the seconds until the answer to a call begins, with all its attempts; the deadline of the request
+    that is being served behind Seawall, if there is one, counts as well, and so does ``extensions={"deadline": 2.5}``.
+    ``connect`` is the most seconds for a connection, and for one out of the pool. With ``propagate`` the time left is
+    sent on as ``X-Request-Timeout-Ms``, and the priority as ``X-Request-Priority``.
+
+    Answers have their ``attempts`` in their ``extensions``, and where a failure was not tried again why not, as
+    ``retries_ended``: ``attempts``, ``not_repeatable``, ``retried`` (the request that is being served is a retry
+    itself), ``hint``, ``deadline``, ``budget``, or the ``reason`` of an error. Errors have both as attributes; they are
+    the library's own, and where nothing was sent or nothing is tried again those of `seawall.client.errors`.
+
+    ``clock`` is monotonic nanoseconds, ``wall_clock`` seconds since the epoch, ``random`` 0 to 1.
     """
+
+    def __init__(self, transport: Any = None, **options: Any) -> None:
+        super().__init__(transport, **options)
+        self._body = _of(_AsyncBody, self._caller.library.module.AsyncByteStream)
 
     def _make(self, library: Library) -> Any:
         return library.module.AsyncHTTPTransport()
@@ -123,91 +165,65 @@ class ResilientTransport(_Resilient, _AsyncBase):  # type: ignore[misc]  # its b
         call = self._caller.call(request)
         told: Any = None
         failed: BaseException | None = None
-        while True:
-            try:
-                step = call.send(told) if failed is None else call.throw(failed)
-            except StopIteration as end:
-                response, leave = end.value
-                if response.is_closed:  # it was read, or was never a stream
-                    leave()
-                    return response
-                response.stream = _body(_AsyncBody, self._caller.library.module.AsyncByteStream)(response.stream, leave)
-                return response
-            told, failed = None, None
-            try:
-                if type(step) is Send:
-                    told = await self._send(step)
-                elif type(step) is Sleep:
-                    await anyio.sleep(step.seconds)
-                else:
-                    told = await _discard(step.response)
-            except BaseException as error:
-                failed = error
+        try:
+            while True:
+                try:
+                    step = call.send(told) if failed is None else call.throw(failed)
+                except StopIteration as end:
+                    return self._held(*end.value)
+                told, failed = None, None
+                try:
+                    if type(step) is Send:
+                        told = await self._send(step)
+                    elif type(step) is Sleep:
+                        await anyio.sleep(step.seconds)
+                    elif type(step) is Discard:
+                        told = await self._discard(step)
+                except BaseException as error:
+                    failed = error
+        finally:
+            # Or an error and this frame would keep each other for the garbage collector.
+            told = failed = None
 
     async def _send(self, step: Send) -> Any:
-        """The response, or an error of the library; whatever else is raised ends the call."""
+        """The response, an error of the library, or ``None`` where it is late; what else is raised ends the call."""
         try:
             if step.within is None:
                 return await self._sent(step)
-            with anyio.fail_after(step.within):
+            with anyio.move_on_after(step.within):
                 return await self._sent(step)
-        except TimeoutError:
-            return self._late(step.request)
-        except Exception as error:
-            if not isinstance(error, self._caller.library.module.TransportError):
-                raise
+        except self._error as error:
             return error
-
-    def _late(self, request: Request) -> Exception:
-        made: Any = errors.also(errors.DeadlineExceeded, self._caller.library.module.ReadTimeout)
-        late: Exception = made("no answer in the time that was left", request=request)
-        return late
+        return None
 
     async def _sent(self, step: Send) -> Response:
-        if step.hedge_after is None:
-            return await self._transport.handle_async_request(step.request)
-        return await self._hedged(step, step.hedge_after)
+        send, hedge = self._transport.handle_async_request, step.hedge
+        if hedge is None:
+            answer: Response = await send(step.request)
+        else:
+            answer, step.won = await first_of_two(
+                send, step.request, step.hedge_after, lambda: hedge(step), _is_good, self._error
+            )
+        return answer
 
-    async def _hedged(self, step: Send, after: float) -> Response:
-        """The first good answer of two. The loser is cancelled, or its answer closed."""
-        answers: list[Any] = []
-        done = anyio.Event()
-        running = 1
-
-        async def send() -> None:
-            nonlocal running
-            try:
-                answer = await self._transport.handle_async_request(step.request)
-            except self._caller.library.module.TransportError as error:
-                answer = error
-            answers.append(answer)
-            running -= 1
-            if not _is_bad(answer) or not running:
-                done.set()
-
+    async def _discard(self, step: Discard) -> bool:
+        response = step.response
+        if response.is_closed:
+            return True
+        stream, parts = response.stream, None
         try:
-            async with anyio.create_task_group() as both:
-                both.start_soon(send)
-                with anyio.move_on_after(after):
-                    await done.wait()
-                if not done.is_set() and step.hedge():
-                    step.hedged = True
-                    running += 1
-                    both.start_soon(send)
-                await done.wait()
-                both.cancel_scope.cancel()
-        except BaseException:
-            await _close_all(answers)
-            raise
-        best = next((answer for answer in answers if not _is_bad(answer)), answers[-1])
-        await _close_all([answer for answer in answers if answer is not best])
-        if isinstance(best, Exception):
-            raise best
-        return best
+            if step.within:
+                with anyio.move_on_after(step.within):
+                    parts = [part async for part in stream]
+        except self._error:
+            pass  # what it said is lost, and was to be thrown away
+        finally:
+            await stream.aclose()
+        return self._kept(response, parts)
 
 
 @final
-class SyncResilientTransport(_Resilient, _SyncBase):  # type: ignore[misc]
+class SyncResilientTransport(_Resilient, BaseTransport):
     """`ResilientTransport` for ``Client``: the same arguments, but for ``hedge``, which needs an event loop.
 
     Safe to use from several threads, as the clients are.
@@ -217,6 +233,7 @@ class SyncResilientTransport(_Resilient, _SyncBase):  # type: ignore[misc]
         if options.get("hedge"):
             raise ValueError("hedge is for the asynchronous transport")
         super().__init__(transport, **options)
+        self._body = _of(_SyncBody, self._caller.library.module.SyncByteStream)
 
     def _make(self, library: Library) -> Any:
         return library.module.HTTPTransport()
@@ -233,116 +250,93 @@ class SyncResilientTransport(_Resilient, _SyncBase):  # type: ignore[misc]
 
     def handle_request(self, request: Request) -> Response:
         """One call with all its attempts."""
-        lock = self._caller.lock
-        with lock:
-            call = self._caller.call(request)
+        lock, call = self._caller.lock, self._caller.call(request)
         told: Any = None
         failed: BaseException | None = None
-        while True:
-            try:
-                with lock:
-                    step = call.send(told) if failed is None else call.throw(failed)
-            except StopIteration as end:
-                response, leave = end.value
-                if response.is_closed:  # it was read, or was never a stream
-                    leave()
-                    return response
-                kind = _body(_SyncBody, self._caller.library.module.SyncByteStream)
-                response.stream = kind(response.stream, partial(self._left, leave))
-                return response
-            told, failed = None, None
-            try:
-                if type(step) is Send:
-                    told = self._send(step)
-                elif type(step) is Sleep:
-                    sleep(step.seconds)
-                else:
-                    told = _discard_now(step.response)
-            except BaseException as error:
-                failed = error
-
-    def _left(self, leave: Callable[[], None]) -> None:
-        with self._caller.lock:
-            leave()
+        try:
+            while True:
+                try:
+                    with lock:
+                        step = call.send(told) if failed is None else call.throw(failed)
+                except StopIteration as end:
+                    return self._held(*end.value)
+                told, failed = None, None
+                try:
+                    if type(step) is Send:
+                        told = self._send(step)
+                    elif type(step) is Sleep:
+                        sleep(step.seconds)
+                    elif type(step) is Discard:
+                        told = self._discard(step)
+                except BaseException as error:
+                    failed = error
+        finally:
+            told = failed = None
 
     def _send(self, step: Send) -> Any:
         try:
             return self._transport.handle_request(step.request)
-        except self._caller.library.module.TransportError as error:
+        except self._error as error:
             return error
+
+    def _discard(self, step: Discard) -> bool:
+        response = step.response
+        if response.is_closed:
+            return True
+        stream, parts = response.stream, None
+        try:
+            if step.within:
+                parts = list(stream)
+        except self._error:
+            pass
+        finally:
+            stream.close()
+        return self._kept(response, parts)
 
 
 class _Body:
     """The body of an answer, which ends what is in flight when it is closed."""
 
-    def __init__(self, stream: Any, leave: Callable[[], None]) -> None:
+    def __init__(self, stream: Any, host: Host, lock: Any) -> None:
         self._stream = stream
-        self._leave = leave
+        self._host: Host | None = host
+        self._lock = lock
+
+    def _leave(self) -> None:
+        with self._lock:
+            host, self._host = self._host, None
+            if host is not None:
+                host.leave()
 
 
 class _AsyncBody(_Body):
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        async for part in self._stream:
-            yield part
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        parts: AsyncIterator[bytes] = self._stream.__aiter__()
+        return parts
 
     async def aclose(self) -> None:
-        self._leave()
-        await self._stream.aclose()
+        try:
+            await self._stream.aclose()
+        finally:
+            self._leave()
 
 
 class _SyncBody(_Body):
     def __iter__(self) -> Iterator[bytes]:
-        yield from self._stream
+        return iter(self._stream)
 
     def close(self) -> None:
-        self._leave()
-        self._stream.close()
+        try:
+            self._stream.close()
+        finally:
+            self._leave()
 
 
 @cache
-def _body(kind: type[_Body], base: Any) -> Any:
+def _of(kind: type[_Body], base: Any) -> Any:
     """``kind`` as a stream of the library: its clients ask whether it is one."""
     return type(kind.__name__, (kind, base), {})
 
 
-def _is_bad(answer: Any) -> bool:
-    return isinstance(answer, Exception) or answer.status_code >= 500
-
-
-def _is_small(response: Response) -> bool:
-    length = response.headers.get("content-length", "")
-    return length.isdecimal() and int(length) <= SMALL
-
-
-async def _discard(response: Response) -> bool:
-    """Whether the answer was read, which leaves its connection for the next attempt."""
-    if _is_small(response):
-        try:
-            await response.aread()
-            return True
-        except Exception:  # of the connection; what it said is lost, and it was to be discarded
-            return False
-        finally:
-            await response.aclose()
-    await response.aclose()
-    return False
-
-
-def _discard_now(response: Response) -> bool:
-    if _is_small(response):
-        try:
-            response.read()
-            return True
-        except Exception:
-            return False
-        finally:
-            response.close()
-    response.close()
-    return False
-
-
-async def _close_all(answers: list[Any]) -> None:
-    with anyio.CancelScope(shield=True):
-        for answer in answers:
-            if not isinstance(answer, Exception):
-                await answer.aclose()
+def _is_good(response: Response) -> bool:
+    return failure_of(response.status_code, response.headers) is Failure.NONE

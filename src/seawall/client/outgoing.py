@@ -1,0 +1,72 @@
+"""A request as it is sent: with what the other side should know, and no longer than there is time for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+Request: TypeAlias = Any
+Response: TypeAlias = Any
+
+TRAVEL = 0.01
+"""Seconds of the time left that are kept for the way there."""
+_ATTEMPT = "x-retry-attempt"
+_TIMEOUT = "x-request-timeout-ms"
+_PRIORITY = "x-request-priority"
+
+
+def outgoing(
+    request: Request, *, connect: float | None, left: float | None, attempt: int, priority: str | None, tell: bool
+) -> Request:
+    """``request``, or a copy of it where something has to be added.
+
+    ``connect`` is the most seconds for a connection and for one out of the pool, ``left`` those until there has to be
+    an answer, ``attempt`` how many there were before. With ``tell`` the time left and the ``priority`` go along; what
+    the caller says itself stays, but for a longer time than there is.
+    """
+    timeouts = _timeouts(request.extensions.get("timeout") or {}, connect, left)
+    told: dict[str, str] = {}
+    if attempt:
+        told[_ATTEMPT] = str(attempt)
+    if tell and left is not None:
+        milliseconds = max(1, int((left - TRAVEL) * 1_000))
+        if not _is_shorter(request.headers.get(_TIMEOUT), milliseconds):
+            told[_TIMEOUT] = str(milliseconds)
+    if tell and priority is not None and _PRIORITY not in request.headers:
+        told[_PRIORITY] = priority
+    if timeouts is None and not told:
+        return request
+    # A request of the library's own making would read, encode and sort everything once more: 20 us.
+    copy = object.__new__(type(request))
+    copy.__dict__.update(request.__dict__)
+    if timeouts is not None:
+        copy.extensions = {**request.extensions, "timeout": timeouts}
+    if told:
+        headers = copy.headers = type(request.headers)(request.headers)
+        for name, value in told.items():
+            headers[name] = value
+    return copy
+
+
+def _timeouts(
+    given: Mapping[str, float | None], connect: float | None, left: float | None
+) -> dict[str, float | None] | None:
+    """The time-outs of the library, none of them longer than there is time for; ``None`` where they are so already."""
+    at_once = _least(connect, left)
+    wanted = {
+        "connect": _least(given.get("connect"), at_once),
+        "read": _least(given.get("read"), left),
+        "write": _least(given.get("write"), left),
+        "pool": _least(given.get("pool"), at_once),
+    }
+    return None if wanted == given else wanted
+
+
+def _least(one: float | None, other: float | None) -> float | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return min(one, other)
+
+
+def _is_shorter(said: str | None, milliseconds: int) -> bool:
+    return said is not None and said.isascii() and said.isdigit() and len(said) < 16 and int(said) <= milliseconds
