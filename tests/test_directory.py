@@ -214,8 +214,57 @@ async def test_a_slow_database_holds_nobody_for_longer_than_its_patience(
     database.gate = asyncio.Event()
     shell = protect(database)
     assert await policies(shell, **of("globex")) == '"rate";q=10;w=60'
+    monkeypatch.setattr(directory, "PATIENCE", 30)
+    async with asyncio.timeout(10):  # and who comes next is not held up at all
+        assert await policies(shell, **of("globex")) == '"rate";q=10;w=60'
+    database.rows["globex"] = {"plan": "pro"}
     database.gate.set()
-    await asyncio.sleep(0)
+    await asyncio.sleep(0.01)
+    assert await policies(shell, **of("globex")) == '"rate";q=100;w=60'
+
+
+async def test_look_ups_that_hang_are_given_up(
+    clock: ManualClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(directory, "LONGEST", 0.01)
+    database = Database({})
+    database.gate = asyncio.Event()
+    found = Directory(database, clock)
+    assert await found.ask("globex") is None
+    assert repr(found) == "<Directory of 0 tenants, 0 asked for>"
+    assert "tenants= has failed, and who was known stays known: TimeoutError" in caplog.text
+
+
+async def test_a_look_up_that_is_cancelled_within_cancels_no_request(
+    protect: Any, clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a pool of connections that is closed does with whoever waits for one."""
+    rows = {"globex": {"plan": "pro"}}
+
+    async def look_up(name: str) -> Any:
+        if name not in rows:
+            raise asyncio.CancelledError
+        return rows[name]
+
+    shell = protect(look_up)
+    assert await policies(shell, **of("globex")) == '"rate";q=100;w=60'
+    del rows["globex"]
+    seawall.reload()
+    assert await policies(shell, **of("globex")) == '"rate";q=100;w=60'
+    assert await policies(shell, **of("initech")) == '"rate";q=10;w=60'
+    assert caplog.text.count("tenants= has failed, and who was known stays known: it was cancelled") == 1
+
+
+async def test_one_tenant_that_is_described_wrongly_is_said_once_and_the_database_is_not_away(
+    protect: Any, clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    shell = protect(Database({"globex": {"plan": "pro"}, "initech": {"plan": 7}}))
+    for _ in range(5):
+        clock.advance(3_600)
+        await policies(shell, **of("initech"))
+        await policies(shell, **of("globex"))
+        await asyncio.sleep(0)
+    assert [one.getMessage()[:40] for one in caplog.records] == ["what tenants= says of somebody is wrong,"]
 
 
 @pytest.mark.parametrize(

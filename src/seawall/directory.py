@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import inspect
 import logging
-from asyncio import Task, create_task, get_running_loop, shield, timeout
+from asyncio import CancelledError, Task, create_task, current_task, get_running_loop, shield, timeout
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, TypeAlias, final
 
+from seawall import advice
 from seawall.config import ConfigError
+from seawall.config.diagnostics import printable
 from seawall.config.runtime import RuntimeTenant, check_tenant
 from seawall.decision import Clock
 from seawall.rate import SECOND
@@ -32,6 +34,8 @@ RETRY = 5 * SECOND
 """Nanoseconds after a failure before the next look-up of the same name."""
 PATIENCE = 2.0
 """Seconds that a request waits for what is not known yet."""
+LONGEST = 30.0
+"""Seconds after which a look-up is given up, or those that hang would leave no room for others."""
 MOST_KNOWN = 10_000
 MOST_ASKED = 256
 """Look-ups at once; who would be one more is taken for what it is without."""
@@ -97,7 +101,13 @@ class Directory:
                 async with timeout(PATIENCE):
                     return await shield(asked)
             except TimeoutError:
-                self._failed(f"no answer within {PATIENCE:g} s")
+                # Whoever comes next is not held up as well.
+                return self._keep(name, f"no answer within {PATIENCE:g} s")
+            except CancelledError:
+                request = current_task()
+                if not asked.cancelled() or request is None or request.cancelling():
+                    raise
+                return self._keep(name, "it was cancelled")
         return self._known.get(name)
 
     def forget(self) -> None:
@@ -117,10 +127,15 @@ class Directory:
         try:
             answer: Any = self._look_up(name)
             if inspect.isawaitable(answer):
-                answer = await answer
+                async with timeout(LONGEST):
+                    answer = await answer
             written = None if answer is None else check_tenant(answer, by_key=name.startswith("sha256:"))
         except ConfigError as error:
-            return self._keep(name, "; ".join(found.message for found in error.diagnostics))
+            why = "; ".join(found.message for found in error.diagnostics)
+            advice.once(
+                f"tenants: {why}", f"what tenants= says of somebody is wrong, and does not count: {printable(why)}"
+            )
+            return self._remember(name)
         except Exception as error:
             return self._keep(name, f"{type(error).__name__}: {error}", trace=True)
         finally:
@@ -139,8 +154,12 @@ class Directory:
         return known
 
     def _keep(self, name: str, why: str, *, trace: bool = False) -> Known | None:
-        """Go on with what was known, and do not ask again at once."""
+        """Go on with what was known, and do not ask again at once. Said once, until there is an answer."""
         self._failed(why, trace=trace)
+        return self._remember(name)
+
+    def _remember(self, name: str) -> Known | None:
+        """Take what was known for the answer, for a while."""
         known = self._known.get(name)
         until = self._clock() + RETRY
         if known is None:
