@@ -509,6 +509,79 @@ def test_what_is_served_in_another_thread_is_changed_on_its_loop(bench: Bench) -
 VALID = plans("10/minute", "routes: [{name: a, match: {path: /a}, limits: {b: {rate: 5/minute, per: client_ip}}}]\n")
 
 
+async def test_of_two_changes_the_later_one_holds_though_the_loop_hears_of_it_first(bench: Bench) -> None:
+    """One found by the thread that looks, and one by the application itself before the loop has come to the first."""
+    bench.begin(plans("10/minute"))
+    bench.shell._loops.add(asyncio.get_running_loop())
+    bench.path.write_text(plans("20/minute"))
+    looking = threading.Thread(target=bench.watch.look)
+    looking.start()
+    looking.join()  # the loop is kept from it
+    assert bench.shell.policy is not bench.watch.policy
+    bench.path.write_text(plans("30/minute"))
+    seawall.reload()
+    await asyncio.sleep(0.01)
+    assert bench.shell.policy is bench.watch.policy
+    assert await bench.left() == '"rate";r=29;t=2'
+
+
+async def test_a_working_directory_that_is_gone_is_no_matter_to_a_path_that_was_not(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.path.write_text(plans("10/minute"))
+    (tmp_path / "release").mkdir()
+    monkeypatch.chdir(tmp_path / "release")
+    bench.shell = Seawall(hello, "../seawall.yaml", clock=bench.clock, registry=bench.registry)
+    (tmp_path / "release").rmdir()
+    bench.change(plans("20/minute"))
+    assert await bench.left() == '"rate";r=19;t=3'
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_a_child_that_is_forked_in_the_middle_of_a_reload_reloads(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.begin(plans("10/minute"))
+    begun = threading.Event()
+
+    def slow(seconds: float) -> None:
+        begun.set()
+        threading.Event().wait(0.2)
+
+    monkeypatch.setattr("seawall.watch.sleep", slow)
+    bench.path.write_text(plans("20/minute"))
+    looking = threading.Thread(target=bench.watch.look)
+    looking.start()
+    assert begun.wait(30)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        try:
+            bench.path.write_text(plans("30/minute"))
+            bench.watch.reload()
+            assert bench.shell.policy.plans["default"].rates[0].amount == 30
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    looking.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert bench.watch.state.applied == 1
+
+
+def test_a_snapshot_is_kept_on_while_a_change_that_cannot_be_is_refused(bench: Bench) -> None:
+    """Whoever else reads the file may be the one who cannot."""
+    bench.begin(plans("10/minute", "backend: {snapshot: quotas}\n"))
+    other: Any = Seawall(hello, bench.path, identify=lambda _: "acme", clock=bench.clock, registry=CollectorRegistry())
+    keeper = bench.shell._keeper
+    assert keeper is other._keeper
+    bench.change(f"{HEAD}plans: {{a: {{rate: 1/s}}, b: {{rate: 1/s}}}}\ndefaults: {{anonymous_plan: a}}\n")
+    assert "set defaults.plan" in (bench.watch.state.error or "")
+    assert bench.shell._keeper is other._keeper is keeper
+    bench.change(plans("10/minute"))
+    assert bench.shell._keeper is other._keeper is None
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(at=st.integers(0, len(VALID)), length=st.integers(0, 12), put=st.text(max_size=6))
 def test_a_file_that_is_damaged_never_crashes_and_is_never_in_force_when_wrong(

@@ -125,7 +125,6 @@ class Middleware:
         self._watch = policy if isinstance(policy, Watch) else None
         self.policy = policy = policy.policy if isinstance(policy, Watch) else policy
         self._started = time()
-        self._keeper: Keeper | None = None
         self.refusals = Refusals()
         self._inner = [link for link in advice.chain(app) if isinstance(link, Middleware)]
         # What stands further in with the same policy is done here, in one decision; there it finds itself covered.
@@ -149,7 +148,7 @@ class Middleware:
         roots = [getattr(link, "root_path", "") for link in advice.chain(app)]
         self._root = next((root for root in roots if root and isinstance(root, str)), "")
         self._metrics_app: ASGIApp = metrics_app(registry)
-        self._put_in_force(policy, self._gate(policy))
+        self._put_in_force(policy, *self._gate(policy))
         self._publication.sources.add(self)
         _live.add(self)
         self._advise()
@@ -160,14 +159,15 @@ class Middleware:
             self._cells.block(CONFIG_RELOADS, "result", ("ok", "failed"))
             self._watch.subscribe(self)
 
-    def _gate(self, policy: Policy, before: Gate | None = None) -> Gate:
+    def _gate(self, policy: Policy, before: Gate | None = None) -> tuple[Gate, Keeper | None]:
         """What ``policy`` needs at run time. Raises `ConfigError` where it cannot be had."""
         if policy.default_plan is None and (self.identify is not None or self._directory is not None):
             given = "identify=" if self._directory is None else "tenants="
             raise misuse(f"{given} may name tenants that the file does not list: set defaults.plan")
-        return Gate(
+        backend, keeper = self._backend(policy.backend, before)
+        gate = Gate(
             policy,
-            self._backend(policy.backend, before),
+            backend,
             self._cells,
             parts=self._enforced,
             concurrency=TenantConcurrency() if before is None else before.concurrency,
@@ -176,30 +176,31 @@ class Middleware:
             random=self._random,
             before=before,
         )
+        return gate, keeper
 
-    def _backend(self, settings: BackendSettings, before: Gate | None) -> Backend:
+    def _backend(self, settings: BackendSettings, before: Gate | None) -> tuple[Backend, Keeper | None]:
+        """The backend that ``settings`` name, and who keeps its quotas in a file."""
         if self.given_backend is not None:
-            return self.given_backend
+            return self.given_backend, None
         if settings.type != "memory":
-            return _share(settings, self._clock, self._wall_clock)
+            return _share(settings, self._clock, self._wall_clock), None
         if before is not None and isinstance(before.backend, MemoryBackend):
             backend = before.backend
         else:
             backend = MemoryBackend(max_keys=settings.max_keys, clock=self._clock, wall_clock=self._wall_clock)
-        self._keeper = None
-        if settings.snapshot is not None:
-            self._keeper = Keeper.of(self._directory_of_config / settings.snapshot, backend, self._wall_clock)
-            backend = self._keeper.backend
-        return backend
+        if settings.snapshot is None:
+            return backend, None
+        keeper = Keeper.of(self._directory_of_config / settings.snapshot, backend, self._wall_clock)
+        return keeper.backend, keeper
 
     @property
     def _directory_of_config(self) -> Path:
         """Where the files are relative to that a configuration names."""
         return Path(self._watch.files[0] if self._watch is not None else "seawall.yaml").absolute().parent
 
-    def _put_in_force(self, policy: Policy, gate: Gate) -> None:
+    def _put_in_force(self, policy: Policy, gate: Gate, keeper: Keeper | None) -> None:
         """Decide by ``gate`` from now on. Nothing here may fail, for it is too late to go back."""
-        self.policy, self.gate = policy, gate
+        self.policy, self.gate, self._keeper = policy, gate, keeper
         self._pages = self._pages_of(policy)
         self._blocks = gate.backend.blocks if isinstance(gate.backend, OperatedBackend) else _NO_BLOCKS
         self._looks = _FORWARDING_LOOKS if gate.clients.trusts_nobody else 0
@@ -223,17 +224,17 @@ class Middleware:
 
     def prepare(self, policy: Policy) -> Callable[[], None]:
         """See `seawall.watch.Subscriber`."""
-        return partial(self._follow, policy, self._gate(policy, before=self.gate))
+        return partial(self._follow, policy, *self._gate(policy, before=self.gate))
 
     def forget_tenants(self) -> None:
         """Have ``tenants`` asked anew for everybody."""
         if self._directory is not None:
             self._directory.forget()
 
-    def _follow(self, policy: Policy, gate: Gate) -> None:
+    def _follow(self, policy: Policy, gate: Gate, keeper: Keeper | None) -> None:
         before = self.gate.shared
         gate.enter_into_force()
-        self._put_in_force(policy, gate)
+        self._put_in_force(policy, gate, keeper)
         self._advise()
         if before is gate.shared or not _is_running():
             return
@@ -748,7 +749,7 @@ class Middleware:
         """
         if isinstance(self.given_backend, MemoryBackend):
             self.given_backend.clear()
-        self._put_in_force(self.policy, self._gate(self.policy))
+        self._put_in_force(self.policy, *self._gate(self.policy))
         self._cells.clear()
 
 

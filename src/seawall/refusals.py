@@ -55,6 +55,7 @@ class Refusals:
     def turn(self, name: Callable[[Key], str]) -> None:
         """Begin another window, and log what was in this one. ``name`` is what a caller is called in a log."""
         noted, self._noted = self._noted, {}
+        noted = noted.copy()  # at once: a request may be about to note something in it
         others, self._others = self._others, 0
         kept = Counter({note: int(count * _FADE) for note, count in self._kept.items()})
         kept.update(noted)

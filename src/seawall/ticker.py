@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from inspect import ismethod
 from threading import Condition, Thread
 from time import monotonic
@@ -111,7 +112,8 @@ class Ticker:
         try:
             function()
         except Exception:
-            logger.exception("%s has failed; it is tried again in %g s", function.__qualname__, chore.seconds)
+            with suppress(Exception):  # of a handler of logs, say, and then there is nobody to tell
+                logger.exception("%s has failed; it is tried again in %g s", function.__qualname__, chore.seconds)
 
 
 _ticker = Ticker()

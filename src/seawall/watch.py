@@ -19,6 +19,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import inf
 from pathlib import Path
 from time import sleep, time
@@ -117,7 +118,10 @@ class Watch:
     @property
     def path(self) -> str:
         """The file as it was named, which is what diagnostics speak of, for as long as that leads to it."""
-        return self._given if os.path.abspath(self._given) == self._absolute else self._absolute
+        try:
+            return self._given if os.path.abspath(self._given) == self._absolute else self._absolute
+        except OSError:  # the working directory is gone
+            return self._absolute
 
     @property
     def every(self) -> float | None:
@@ -202,8 +206,13 @@ class Watch:
         swaps = [one.prepare(policy) for one in subscribers]
         self.policy = policy
         loop = next((one.loop for one in subscribers if one.loop is not None), None)
-        _on(loop, swaps, done)
+        _on(loop, partial(self._swap, policy, swaps), done)
         self._schedule()
+
+    def _swap(self, policy: Policy, swaps: Sequence[Callable[[], None]]) -> None:
+        if self.policy is policy:  # and the loop was not told of another one first
+            for each in swaps:
+                each()
 
     def _succeeded(self, before: Policy) -> None:
         changed = before is not self.policy
@@ -268,13 +277,12 @@ def _policy_of(report: Report) -> Policy:
     return report.policy
 
 
-def _on(loop: asyncio.AbstractEventLoop | None, swaps: Sequence[Callable[[], None]], done: threading.Event) -> None:
-    """Call ``swaps`` in one step of ``loop``, or here where there is none or this is it."""
+def _on(loop: asyncio.AbstractEventLoop | None, put_in_force: Callable[[], None], done: threading.Event) -> None:
+    """Call ``put_in_force`` in one step of ``loop``, or here where there is none or this is it."""
 
     def swap() -> None:
         try:
-            for each in swaps:
-                each()
+            put_in_force()
         finally:
             done.set()
 
@@ -314,3 +322,23 @@ def on_hangup() -> None:
 def _look_everywhere(*_: object) -> None:
     for watch in list(Watch._all.values()):
         watch.look_soon()
+
+
+_held: list[Watch] = []
+
+
+def _hold() -> None:
+    """Before a fork: have no reload be half done, for the child would have neither the thread that does it nor its
+    lock."""
+    for watch in list(Watch._all.values()):
+        watch._busy.acquire()
+        _held.append(watch)
+
+
+def _let_go() -> None:
+    while _held:
+        _held.pop()._busy.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_hold, after_in_parent=_let_go, after_in_child=_let_go)
