@@ -14,10 +14,13 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from harness import hello
-from seawall import Seawall
+from pages import DOCS, Reader, blocks
+from seawall import Seawall, directory
+from seawall.backends.redis import blocked, session
 from seawall.cli.tenant import LONGEST_BLOCK, _wait
 from seawall.config import load
 from seawall.notation import DAY
+from seawall.rate import SECOND
 from seawall.testing import drive, reset
 from serving import free_port, serving
 from status_app import served
@@ -481,3 +484,41 @@ def test_each_has_help_with_an_example(verb: str) -> None:
 )
 def test_a_wait_is_in_words(seconds: float, text: str) -> None:
     assert _wait(seconds) == text
+
+
+# docs/tenants.md
+
+
+PAGE = " ".join((DOCS / "tenants.md").read_text(encoding="utf-8").split())
+
+
+@pytest.mark.parametrize(
+    ("sentence", "value"),
+    [
+        (r"An answer is kept for (\d+) s, `None`", directory.FRESH / SECOND),
+        (r"Other processes find out within the (\d+) s", directory.FRESH / SECOND),
+        (r"`None` for (\d+) s", directory.STRANGE / SECOND),
+        (r"A request waits (\d+) s for it at most", directory.PATIENCE),
+        (r"it is asked again every (\d+) s", directory.RETRY / SECOND),
+        (r"([\d,]+) tenants are remembered", directory.MOST_KNOWN),
+        (r"At most ([\d,]+) tenants are blocked at a time in Redis", blocked.MOST_BLOCKS),
+        (r"in all, within (\d+) s, also after restarts", session.BEAT),
+        (r"(\d+) days at most", LONGEST_BLOCK / DAY),
+    ],
+)
+def test_a_number_of_the_page_is_the_code_s(sentence: str, value: float) -> None:
+    found = re.search(sentence, PAGE)
+    assert found is not None, sentence
+    assert int(found[1].replace(",", "")) == value
+
+
+def test_tenants_of_the_page_have_the_plans_that_its_database_says(here: Path) -> None:
+    [block] = [block for block in blocks(DOCS / "tenants.md", "python") if "tenants=find" in block.text]
+    page = Reader(DOCS / "tenants.md", here)
+    page.python(block)
+    for tenant, amount in (("initech", 100), ("umbrella", 20), ("stranger", 10)):
+        answer = asyncio.run(drive(page.names["app"], state={"tenant": tenant}))
+        assert answer.headers["ratelimit-policy"] == f'"rate";q={amount};w=60'
+    for key, amount in (("hooli-demo-key", 100), ("nobody-s-key", 10)):
+        answer = asyncio.run(drive(page.names["app"], headers={"X-API-Key": key}))
+        assert answer.headers["ratelimit-policy"] == f'"rate";q={amount};w=60'

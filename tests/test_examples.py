@@ -29,7 +29,16 @@ from serving import ROOT, Served, most, serving
 from stores import standalone
 
 EXAMPLES = ROOT / "examples"
-SERVERS = {"quickstart", "tenants_yaml", "starlette_only", "behind_proxy", "websocket", "usage_and_charge", "streaming"}
+SERVERS = {
+    "quickstart",
+    "tenants_yaml",
+    "starlette_only",
+    "behind_proxy",
+    "websocket",
+    "usage_and_charge",
+    "streaming",
+    "runtime_tenants",
+}
 PROGRAMS = {"testing", "overload", "priorities", "redis_state", "four_workers", "cluster"}
 """What ends by itself."""
 
@@ -90,6 +99,27 @@ def test_tenants_yaml_holds_each_caller_to_its_plan(example: Served) -> None:
     scraped = example.ask("/metrics").body.decode()
     line = 'seawall_rejections_total{plan="anonymous",policy="login-ip",priority="normal",reason="rate"} 1.0'
     assert line in scraped.splitlines()
+
+
+@of("runtime_tenants")
+def test_runtime_tenants_serves_who_signed_up_and_who_paid(example: Served) -> None:
+    def policies(key: str) -> str:
+        return example.ask(headers={"X-API-Key": key}).headers["ratelimit-policy"]
+
+    assert example.ask().headers["ratelimit-policy"] == '"rate";q=10;w=60'
+    key = json.loads(example.ask("/customers/initech", method="POST").body)["key"]
+    assert example.ask("/customers/initech", method="POST").status == 409
+    assert policies(key) == '"rate";q=5;w=60'
+    assert policies(f"{key}x") == '"rate";q=10;w=60'
+    assert example.ask("/customers/initech/plan/pro", method="PUT").status == 200
+    assert policies(key).startswith('"rate";q=50;w=60, "quota";q=10000')
+    assert example.ask(headers={"X-API-Key": key}).status == 200
+    other = json.loads(example.ask("/customers/globex", method="POST").body)["key"]
+    started = time.monotonic()
+    statuses = [example.ask(headers={"X-API-Key": other}).status for _ in range(20)]
+    assert set(statuses) == {200, 429}
+    assert 5 <= statuses.count(200) <= most(5, 5 / 60, time.monotonic() - started + 0.01)
+    assert example.ask("/customers/initech/plan/free-for-all", method="PUT").status == 404
 
 
 @of("starlette_only")
