@@ -336,7 +336,8 @@ def test_a_key_is_known_by_itself_and_by_its_hash_until_it_expires() -> None:
 def test_a_tenant_that_a_line_names_is_believed_whatever_its_key_is() -> None:
     identity = {"tenant": [{"api_key": {"header": "X-API-Key"}}]}
     replay = Replay(policy(identity=identity, tenants={"acme": {"keys": [hash_of("foo")]}}))
-    assert replay.decide(request(tenant="globex", key=hash_of("foo")))[1] == "globex"
+    callers = [replay.decide(request(tenant="globex", key=key))[1] for key in ("foo", hash_of("foo"))]
+    assert callers == ["globex", "globex"]
 
 
 def test_a_clock_that_goes_back_is_counted_and_not_followed() -> None:
@@ -508,7 +509,7 @@ def test_a_format_is_found_out(name: str, tmp_path: Path) -> None:
 
 def test_carriage_returns_blank_lines_and_a_byte_order_mark_are_nothing(tmp_path: Path) -> None:
     text = f"\ufeff{COMBINED}\r\n\r\n\n  \n{COMBINED}"
-    assert [asked.path for asked in read(tmp_path, text)] == ["/v1/search"] * 2
+    assert [(asked.path, asked.ip) for asked in read(tmp_path, text)] == [("/v1/search", "203.0.113.7")] * 2
 
 
 @pytest.mark.parametrize(
@@ -1197,6 +1198,14 @@ def test_a_comparison_with_itself_changes_nothing(shop: Path) -> None:
         else:
             assert "against seawall.yaml, which refuses 7: 0 newly refused, 0 no longer refused\n" in out
             assert "by before" not in out
+
+
+def test_who_is_exempt_now_is_known_by_the_policy_before(small: Path) -> None:
+    route = "routes: [{name: all, match: {path: /**}, exempt: true}]\n"
+    (small / "new.yaml").write_text((small / "seawall.yaml").read_text() + route)
+    (small / "access.log").write_text("".join(line(at) + "\n" for at in range(5)))
+    out = told("new.yaml", "--log", "access.log", "--compare", "seawall.yaml", "--format", "csv")[1]
+    assert out.splitlines()[1] == "192.0.2.1,address,0,3,,rate (plan default) 3"
 
 
 def test_a_comparison_looks_where_the_count_looks(shop: Path) -> None:
