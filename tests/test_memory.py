@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from seawall.backends import LISTED, Charge, Key, Meter
+from seawall.backends import KNOWN, LISTED, Charge, Key, Meter
 from seawall.backends.memory import OVERFLOW_BUCKETS, MemoryBackend, MemoryMeter
 from seawall.decision import NEVER
 from seawall.rate import SECOND, Quota, Rate
@@ -423,6 +423,36 @@ def test_usage_outlives_every_change_of_a_limit_also_of_who_came_alone(others: i
         in_force = bench.meter(Rate(amount, HOUR))  # the one before is its store's alone
         assert not bench.admits((in_force, b"me", 1))
     assert bench.stats()["keys"] == 1 + others
+
+
+@pytest.mark.parametrize("store", [LISTED, KNOWN])
+def test_tenants_with_limits_of_their_own_are_not_looked_through(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever comes anew may have had another limit before, which is not searched for among those of all others."""
+    bench = Bench()
+    own = [bench.meter(Rate(10 + n, DAY), store=store) for n in range(500)]
+    for n, meter in enumerate(own):
+        bench.exhaust(meter, f"tenant {n}")
+    asked: list[MemoryMeter] = []
+    take = MemoryMeter._take
+    monkeypatch.setattr(
+        MemoryMeter, "_take", lambda self, other, *now: (asked.append(other), take(self, other, *now))[1]
+    )
+    assert bench.admits((bench.meter(Rate(7, DAY), store="id"), "somebody else", 1))
+    assert bench.admits((own[0], "one more", 1))
+    assert [each.store for each in asked] in ([], ["id"])
+    assert not bench.admits((bench.meter(Rate(1000, DAY), store=store), "tenant 7", 1))
+    assert asked[-1] is own[7]
+    assert sum(meter.size for meter in own) <= 500 * 17
+
+
+def test_tenants_that_are_looked_up_share_no_bucket_with_strangers() -> None:
+    bench = Bench(max_keys=300)
+    strangers, known = bench.meter(Rate(10, DAY), store="id"), bench.meter(Rate(20, DAY), store=KNOWN)
+    for n in range(400):
+        bench.admits((strangers, f"stranger {n}", 10))
+    assert bench.backend.spend([(known, "globex", 1)]).left == [19]
+    assert bench.stats("id")["overflowed"] > 0
+    assert bench.stats(KNOWN) == {"keys": 1, "evicted": 0, "overflowed": 0}
 
 
 @pytest.mark.parametrize("limit", [Rate(10, DAY), Quota(10, "day")], ids=repr)

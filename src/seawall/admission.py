@@ -42,8 +42,8 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 class Profile:
     """What is the same for every caller of a kind: a plan with its overrides, a priority, a mode.
 
-    ``store`` says what their keys are: ids of listed tenants, other ids, addresses, or the one key of all anonymous
-    callers together (``global``).
+    ``store`` says what their keys are: ids of tenants that are listed, or looked up, other ids, addresses, or the one
+    key of all anonymous callers together (``global``).
     """
 
     plan: Plan

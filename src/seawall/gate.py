@@ -13,7 +13,7 @@ from typing import Any, TypeAlias, final
 
 from seawall import advice
 from seawall.admission import DEFAULT_ROUTE, Admission, Closest, Denied, Entry, Profile, Stage, Terms, TermsCompiler
-from seawall.backends import Backend, Charge, FleetBackend, Key, SharedBackend, Verdict
+from seawall.backends import KNOWN, Backend, Charge, FleetBackend, Key, SharedBackend, Verdict
 from seawall.backends.secret import hash_key
 from seawall.config import ConfigError
 from seawall.config.diagnostics import printable
@@ -400,7 +400,7 @@ class Gate:
             terms = known.written.model_dump_json(exclude={"id"})
             callers = self._alike.get(terms)
             if callers is None:
-                profile = Profile(tenant.plan, "id", tenant.priority, tenant.mode)
+                profile = Profile(tenant.plan, KNOWN, tenant.priority, tenant.mode)
                 callers = self._alike[terms] = Callers(profile, len(self.policy.routes))
             self._known[known] = callers
         return callers

@@ -29,7 +29,10 @@ elsewhere is to be seen."""
 
 LISTED = "tenant"
 """The store of the tenants that the configuration lists: bounded by it, hence neither capped nor evicted."""
-TENANTS = frozenset({LISTED, "id"})
+KNOWN = "known"
+"""The store of tenants out of somebody's database, who may all have limits of their own. It is capped, but apart from
+strangers' ids."""
+TENANTS = frozenset({LISTED, KNOWN, "id"})
 """The stores whose keys are tenants' ids. Who is in one may be in the other after a reload, with what it has used."""
 
 

@@ -22,12 +22,16 @@ from time import monotonic_ns, time_ns
 from typing import Any, TypeAlias, cast, final
 from weakref import WeakSet, WeakValueDictionary
 
-from seawall.backends import LISTED, TENANTS, Charge, Key, Meter, Verdict, stored
+from seawall.backends import KNOWN, LISTED, TENANTS, Charge, Key, Meter, Verdict, stored
 from seawall.blocks import Block, Blocks
 from seawall.decision import NEVER, Clock
 from seawall.rate import COUNT_BITS, COUNT_MASK, SECOND, Quota, Rate, spend, spend_quota
 
 SHARD_KEYS = 2_000
+FEW_SHARDS = 17
+"""Of a limit that a single tenant may have for itself: thousands of them take no more than their keys do."""
+OWN = frozenset({LISTED, KNOWN})
+"""Stores whose tenants may each have limits of their own."""
 OVERFLOW_BUCKETS = 64
 
 
@@ -40,13 +44,13 @@ since the epoch, and the units."""
 class _Family:
     """The meters of one name, all buckets or all quotas: a caller has a state in at most one of them."""
 
-    __slots__ = ("kept", "listed", "meters")
+    __slots__ = ("kept", "meters", "own")
 
     def __init__(self) -> None:
         self.kept: dict[tuple[str, Key], int] = {}
         """States out of a snapshot, by kind of key, of callers who have not come since."""
-        self.listed: dict[Key, MemoryMeter] = {}
-        """By tenant, for tenants may all have rates of their own."""
+        self.own: dict[Key, MemoryMeter] = {}
+        """By tenant, of `OWN` stores: nobody could look through all."""
         self.meters: WeakSet[MemoryMeter] = WeakSet()
         """Of all other callers: few, for all of a store have one rate but for those before a reload."""
 
@@ -151,24 +155,24 @@ class MemoryMeter(Meter):
             self.counts.meters.append(self)
         self.held += 1
         self.counts.keys += 1
-        if self.store == LISTED:
-            self.family.listed[key] = self
+        if self.store in OWN:
+            self.family.own[key] = self
         shard[key] = state
 
     def _drop(self, key: Key) -> None:
         self.held -= 1
         self.counts.keys -= 1
-        if self.store == LISTED:
-            self.family.listed.pop(key, None)
+        if self.store in OWN:
+            self.family.own.pop(key, None)
 
     def inherited(self, key: Key, now: int, wall: int) -> int | None:
         """The state of ``key`` by this limit, out of the meter of the limit that it was before; taken from there."""
         family = self.family
         if self.store in TENANTS:
-            before = family.listed.get(key)
+            before = family.own.get(key)
             if before is not None:
                 return self._take(before, key, now, wall)
-        if len(family.meters) > (self.store != LISTED):
+        if len(family.meters) > (self.store not in OWN):
             for other in family.meters:
                 if (
                     other is not self
@@ -250,10 +254,12 @@ class MemoryBackend:
             counts = self._stores[counted] = _Store(self._max_keys if capped else -1)
         # A quota of its own: it remembers the window it is in, by this backend's clock, and its limit may be a share.
         own = Quota(rate.limit, rate.span, rate.zone) if isinstance(rate, Quota) else rate
-        size = max(257, self._max_keys // SHARD_KEYS | 1) if capped else 1
+        size = max(257, self._max_keys // SHARD_KEYS | 1)
+        if store in OWN:
+            size = FEW_SHARDS if capped else 1
         family = self._families.setdefault((name, type(rate)), _Family())
         made = self._meters[name, store, rate] = MemoryMeter(name, store, own, counts, family, size)
-        if capped:
+        if store not in OWN:
             family.meters.add(made)
         return made
 
@@ -472,7 +478,7 @@ class MemoryBackend:
             for shard in (*meter.shards, meter.overflow):
                 shard.clear()
         for family in self._families.values():
-            family.listed.clear()
+            family.own.clear()
         for store in self._stores.values():
             store.keys = 0
 
