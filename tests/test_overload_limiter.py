@@ -1044,6 +1044,8 @@ def test_a_class_that_is_gone_meanwhile_is_the_last_one_and_holds_no_permit_for_
     refused = service.claim(2)
     assert limiter.screen(refused, service.now) == OVERLOAD
     assert limiter.announce(refused.klass, lambda: 0.0) == 1
+    limiter.change(Settings("fixed", initial=4, least=1, most=4, classes=several[:1]))
+    assert limiter.announce(refused.klass, lambda: 0.0) == 1  # it is told a step later
 
 
 def test_a_rule_begins_without_what_another_was_measured_at() -> None:

@@ -417,7 +417,7 @@ class Limiter:
 
     def announce(self, klass: int, random: Callable[[], float]) -> int:
         """Seconds after which a refused request of a class may come back."""
-        return self.retry[klass].draw(random)
+        return self.retry[min(klass, self._last)].draw(random)
 
     # The queue
 
