@@ -237,3 +237,15 @@ def test_blocks_that_have_ended_are_forgotten_when_another_comes(clock: ManualCl
     blocks.add("acme", Block(clock.wall_ns() + SECOND))
     assert [tenant for tenant, _ in blocks] == ["acme"]
     assert len(blocks) == 1
+
+
+async def test_a_tenant_out_of_a_database_is_shown_by_what_that_says(
+    clock: ManualClock, registry: CollectorRegistry
+) -> None:
+    def look_up(name: str) -> Any:
+        return {"plan": "free", "overrides": {"rate": "77/minute"}} if name == "globex" else None
+
+    shell: Any = Seawall(hello, FILE, tenants=look_up, clock=clock, registry=registry)
+    shown = json.loads((await post(shell, {"action": "show", "tenant": "globex"})).body)
+    assert shown["limits"][0]["left"] == 77
+    assert json.loads((await post(shell, {"action": "show", "tenant": "acme"})).body)["limits"][0]["left"] == 10

@@ -694,7 +694,7 @@ class Middleware:
             refused=self.refusals.busiest(MOST_REFUSED, gate.caller),
             blocked=[
                 {"tenant": tenant, "until": instant_text(block.until / SECOND), "reason": block.reason}
-                for tenant, block in self._blocks
+                for tenant, block in self._blocks.shown(self.policy.tenants)
             ],
             history=() if watch is None else watch.changes(),
             workers=workers,
@@ -703,11 +703,14 @@ class Middleware:
     async def _act(self, action: str, given: dict[str, Any]) -> dict[str, Any]:
         """Do what an operator asks for by the status page."""
         tenant = given["tenant"]
+        known = None
+        if self._directory is not None and tenant not in self.policy.tenants:
+            known = await self._directory.ask(tenant)
         try:
             if action == "reset":
-                done: dict[str, Any] = {"reset": await operate.reset(self.gate, tenant)}
+                done: dict[str, Any] = {"reset": await operate.reset(self.gate, tenant, known)}
             elif action == "show":
-                return await operate.show(self.gate, self._blocks, tenant)
+                return await operate.show(self.gate, self._blocks, tenant, known)
             else:
                 until = None
                 if action == "block":
