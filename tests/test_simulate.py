@@ -477,7 +477,8 @@ def wants(**more: Any) -> Wanted:
 def read(tmp_path: Path, text: str | bytes, fields: Sequence[str] = (), **more: Any) -> list[Request]:
     file = tmp_path / "access.log"
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return list(AccessLog(str(file), wants(fields=dict(map(parse_field, fields)), **more)).requests())
+    with AccessLog(str(file), wants(fields=dict(map(parse_field, fields)), **more)) as log:
+        return list(log.requests())
 
 
 FORMATS: dict[str, tuple[str | Mapping[str, Any], Request]] = {
@@ -761,19 +762,22 @@ def test_what_stands_too_far_from_its_place_is_said(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(logs, "WINDOW", 3)
     file = tmp_path / "access.log"
     file.write_text("\n".join(line(at) for at in (5, 4, 6, 7, 8, 9, 10, 11, 12, 1, 13)))
-    simulation = Simulation(policy(), [AccessLog(str(file), wants())])
-    simulation.run()
+    with AccessLog(str(file), wants()) as log:
+        simulation = Simulation(policy(), [log])
+        simulation.run()
     assert (simulation.tally.requests, simulation.replay.late) == (11, 1)
     assert any(note.startswith("1 requests stand more than") for note in simulation.notes())
 
 
 def test_files_that_follow_each_other_and_that_stand_beside_each_other_are_merged(tmp_path: Path) -> None:
     times = {"old": (0, 1, 2), "new": (7_200, 7_201), "other": (0.5, 1.5, 7_200.5, 90_000), "empty": ()}
-    opened = []
+    opened: list[AccessLog] = []
     for name, instants in times.items():
         (tmp_path / name).write_text("".join(line(at, f"/{name}") + "\n" for at in instants))
         opened.append(AccessLog(str(tmp_path / name), wants()))
     asked = list(merged(opened))
+    for each in opened:
+        each.close()
     assert [(each.at - START) / SECOND for each in asked] == sorted(at for each in times.values() for at in each)
     assert [each.path for each in asked[:4]] == ["/old", "/other", "/old", "/other"]
 
@@ -868,8 +872,9 @@ def test_no_content_of_a_log_is_a_traceback(content: bytes, tmp_path_factory: py
     for packed in (content, gzip.compress(content)[:-4]):
         file.write_bytes(packed)
         try:
-            simulation = Simulation(one, [AccessLog(str(file), wants())], against=one)
-            simulation.run()
+            with AccessLog(str(file), wants()) as log:
+                simulation = Simulation(one, [log], against=one)
+                simulation.run()
         except LogError:
             continue
         simulation.document(10)
@@ -901,8 +906,8 @@ def test_where_most_is_nonsense_the_rest_is_not_read(small: Path, monkeypatch: p
 def test_an_enormous_line_is_one_unreadable_line(small: Path) -> None:
     for huge in (b"x" * 3_000_000, b"x" * (logs.BLOCK + 1), b'{"a": "' + b"x" * 800_000 + b'"}'):
         (small / "access.log").write_bytes(GOOD + huge + b"\n" + GOOD + GOOD)
-        log = AccessLog("access.log", wants())
-        assert len(list(log.requests())) == 3
+        with AccessLog("access.log", wants()) as log:
+            assert len(list(log.requests())) == 3
         assert (log.lines, log.unreadable) == (4, 1)
         [(number, reason)] = log.examples
         assert number == 2

@@ -6,7 +6,7 @@ import gc
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Literal
@@ -93,9 +93,10 @@ def run(
     against = _policy(compare) if compare is not None else None
     others = () if against is None else (against,)
     try:
-        logs = [AccessLog(path, wanted(policy, fields, *others)) for path in log]
-        simulation = Simulation(policy, logs, against=against, since=window[0], until=window[1], tenant=tenant)
-        _run(simulation)
+        with ExitStack() as opened:
+            logs = [opened.enter_context(AccessLog(path, wanted(policy, fields, *others))) for path in log]
+            simulation = Simulation(policy, logs, against=against, since=window[0], until=window[1], tenant=tenant)
+            _run(simulation)
     except LogError as error:
         message, *details = str(error).split("\n")
         for each in (f"seawall: {message}", *details):

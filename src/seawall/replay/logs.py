@@ -103,14 +103,30 @@ class AccessLog:
         self._sample: list[Mapping[str, Any]] | None = None
         self.wanted = wanted
         try:
-            self._raw = _stdin() if path == "-" else open(path, "rb")  # noqa: SIM115  # closed when it was read
-            told = fstat(self._raw.fileno())
-            self.size = told.st_size if S_ISREG(told.st_mode) and path != "-" else 0
-            packed = self._raw.peek(2)[:2] == b"\x1f\x8b"
+            self._raw = _stdin() if path == "-" else open(path, "rb")  # noqa: SIM115  # see `close`
         except (OSError, ValueError) as error:
             raise LogError(self._why_not(error)) from None
-        self._packed = GzipFile(fileobj=self._raw) if packed else None
-        self._started, self._entries = self._values()
+        try:
+            told = fstat(self._raw.fileno())
+            self.size = told.st_size if S_ISREG(told.st_mode) and path != "-" else 0
+            self._packed = GzipFile(fileobj=self._raw) if self._raw.peek(2)[:2] == b"\x1f\x8b" else None
+            self._started, self._entries = self._values()
+        except BaseException as error:
+            self.close()
+            if isinstance(error, OSError):
+                raise LogError(self._why_not(error)) from None
+            raise
+
+    def __enter__(self) -> AccessLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file; stdin is not ours to close."""
+        if self._raw is not getattr(sys.stdin, "buffer", None):
+            self._raw.close()
 
     def __repr__(self) -> str:
         return f"<AccessLog {self.name}: {self.lines} lines, {self.unreadable} of them unreadable>"
@@ -139,9 +155,6 @@ class AccessLog:
             if not begun:
                 raise LogError(self._why_not(error)) from None
             self.cut = str(error)
-        finally:
-            if self._raw is not getattr(sys.stdin, "buffer", None):
-                self._raw.close()
 
     def _numbered(self) -> Iterator[tuple[int, str]]:
         """Lines with their numbers. One that is too long is there as ``""``, blank ones are not."""
