@@ -39,7 +39,7 @@ SERVERS = {
     "streaming",
     "runtime_tenants",
 }
-PROGRAMS = {"testing", "overload", "priorities", "redis_state", "four_workers", "cluster"}
+PROGRAMS = {"testing", "overload", "priorities", "client", "redis_state", "four_workers", "cluster"}
 """What ends by itself."""
 
 pytestmark = pytest.mark.slow
@@ -261,6 +261,21 @@ def test_priorities_serve_what_is_critical_before_all_else() -> None:
     assert served["critical"] >= 50
     assert served["critical"] > 1.3 * served["normal"]
     assert served["critical"] > 3 * served["low"]
+
+
+def test_client_passes_on_what_is_known_tries_again_and_leaves_alone_what_is_lost() -> None:
+    told, _, after = printed("client").partition("The prices are lost.\n")
+    left = re.search(r"'X-Request-Timeout-Ms': '(\d+)', 'X-Request-Priority': 'critical'", told)
+    assert left is not None
+    assert 0 < int(left[1]) < 800
+    assert re.search(r"^attempts: 500 after waiting 0 ms, 200 after waiting \d+ ms$", told, re.MULTILINE)
+    lost, _, back = after.partition("The prices are back.\n")
+    *_, last, _, statistics = back.splitlines()
+    assert "answered" not in lost
+    assert "RetryBudgetExhausted" in lost.splitlines()[0]
+    assert "CircuitOpen" in lost
+    assert "answered" in last
+    assert re.search(r"'circuits': \{'': '(closed|ramping)'\}", statistics)
 
 
 # Shared state
