@@ -1,0 +1,217 @@
+"""One process of callers: calls leave when a Poisson schedule says so, through one client of httpx as people set it up.
+
+Everything that sends is httpx over a transport that notes every attempt, with 500 ms for each and no limit on
+connections. What is compared is what stands around that: nothing, or something that tries again, three times at most.
+
+``python -m benchmarks.clientbench.callers CORE`` takes a `Plan` as JSON on stdin, says when it is ready, takes the
+instant to begin (monotonic seconds, the same for all processes of a machine), and answers with a `record`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import signal
+import sys
+import time
+from array import array
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks import apps, harness
+from benchmarks.overload.generator import Phase, arrivals
+
+ATTEMPTS = 4
+"""Of each call, at most: three retries."""
+TIMEOUT = 0.5
+"""Seconds for each attempt: to connect, and between two reads."""
+FAILED = 0
+"""What stands for a status where a call ended with an error."""
+
+BARE, TENACITY, RETRIES, STAMINA, OURS = "bare", "tenacity", "httpx-retries", "stamina", "seawall"
+SUBJECTS: Mapping[str, str] = {
+    BARE: "httpx alone, no retries",
+    TENACITY: "httpx with tenacity",
+    RETRIES: "httpx-retries",
+    STAMINA: "httpx with stamina",
+    OURS: "seawall.client",
+}
+"""What is compared, and what tables call it."""
+
+Call = Callable[[int], Awaitable[int]]
+"""Makes the call of this number; its final status."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What one process does."""
+
+    subject: str
+    port: int
+    phases: list[Phase]
+    seed: int
+    limit: float
+    """Seconds after which it ends, whatever has become of its parent."""
+
+
+def calling(subject: str, url: str, note: Callable[[int], None]) -> tuple[Call, Any]:
+    """How ``subject`` calls ``url``, and the client to close. ``note`` hears the number of a call at each attempt."""
+    import httpx
+
+    class Noting(httpx.AsyncBaseTransport):
+        """The network, with a note of every attempt."""
+
+        def __init__(self) -> None:
+            self.network = httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=None))
+
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            note(request.extensions["call"])
+            return await self.network.handle_async_request(request)
+
+        async def aclose(self) -> None:
+            await self.network.aclose()
+
+    transport: Any = Noting()
+    if subject == RETRIES:
+        from httpx_retries import Retry, RetryTransport
+
+        transport = RetryTransport(transport=transport, retry=Retry(total=ATTEMPTS - 1, backoff_factor=0.5))
+    elif subject == OURS:
+        from seawall.client import ResilientTransport, RetryPolicy
+
+        transport = ResilientTransport(transport, retry=RetryPolicy(attempts=ATTEMPTS))
+    headers = {"X-API-Key": apps.API_KEY.decode()}
+    client = httpx.AsyncClient(transport=transport, timeout=TIMEOUT, headers=headers)
+
+    async def once(number: int) -> int:
+        return (await client.get(url, extensions={"call": number})).status_code
+
+    async def checked(number: int) -> int:
+        answer = await client.get(url, extensions={"call": number})
+        answer.raise_for_status()
+        return answer.status_code
+
+    def is_worth_it(error: BaseException) -> bool:
+        if isinstance(error, httpx.HTTPStatusError):
+            return error.response.status_code == 429 or error.response.status_code >= 500
+        return isinstance(error, httpx.TransportError)
+
+    call: Call = once
+    if subject == TENACITY:
+        import tenacity
+
+        call = tenacity.retry(
+            stop=tenacity.stop_after_attempt(ATTEMPTS),
+            wait=tenacity.wait_random_exponential(multiplier=0.05, max=20),  # the pace of seawall.client
+            retry=tenacity.retry_if_exception(is_worth_it),
+            reraise=True,
+        )(checked)
+    elif subject == STAMINA:
+        import stamina
+
+        call = stamina.retry(on=is_worth_it, attempts=ATTEMPTS)(checked)  # type: ignore[arg-type,unused-ignore]
+    return call, client
+
+
+class OpenLoop:
+    """All calls of one process, as columns with an entry for each."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        times, _ = arrivals(plan.phases, ["call"], plan.seed)
+        self.at = array("d", times)
+        self.status = array("h", bytes(2 * len(times)))
+        self.took = array("d", bytes(8 * len(times)))
+        self.late = array("d", bytes(8 * len(times)))
+        self.errors: dict[str, int] = {}
+        self.attempts = array("d")
+        """When each attempt was made."""
+        self.of = array("L")
+        """The call that it was made for."""
+        self._start = 0.0
+
+    def note(self, number: int) -> None:
+        """An attempt is made."""
+        self.attempts.append(self._now())
+        self.of.append(number)
+
+    def _now(self) -> float:
+        return time.monotonic() - self._start
+
+    async def run(self, call: Call, start: float) -> None:
+        """Make every call when it is due, and wait for the last one."""
+        self._start = start
+        running: set[asyncio.Task[None]] = set()
+        for number, at in enumerate(self.at):
+            ahead = at - self._now()
+            if ahead > 0:
+                await asyncio.sleep(ahead)
+            task = asyncio.create_task(self._one(call, number))
+            running.add(task)
+            task.add_done_callback(running.discard)
+        while running:
+            await asyncio.wait(running)
+
+    async def _one(self, call: Call, number: int) -> None:
+        self.late[number] = self._now() - self.at[number]
+        try:
+            self.status[number] = await call(number)
+        except Exception as error:
+            # tenacity and stamina raise what a client that asks for it raises for an answer that is a refusal.
+            answer = getattr(error, "response", None)
+            self.status[number] = FAILED if answer is None else answer.status_code
+            name = type(error).__name__
+            self.errors[name] = self.errors.get(name, 0) + 1
+        self.took[number] = self._now() - self.at[number]
+
+    def record(self) -> dict[str, Any]:
+        """The columns, times in whole microseconds."""
+
+        def micros(column: array[float]) -> list[int]:
+            return [round(value * 1e6) for value in column]
+
+        return {
+            "at": micros(self.at),
+            "status": self.status.tolist(),
+            "took": micros(self.took),
+            "late": micros(self.late),
+            "attempts": micros(self.attempts),
+            "of": self.of.tolist(),
+            "errors": self.errors,
+        }
+
+
+def say(what: Any) -> None:
+    print(json.dumps(what, separators=(",", ":")), flush=True)
+
+
+async def serve(plan: Plan) -> None:
+    """Take the instant to begin from stdin, and answer with the record."""
+    loop = OpenLoop(plan)
+    call, client = calling(plan.subject, f"http://127.0.0.1:{plan.port}{apps.PATH}", loop.note)
+    async with client:
+        say({"ready": True})
+        start = json.loads(await asyncio.to_thread(sys.stdin.readline))["start"]
+        gc.freeze()
+        await loop.run(call, start)
+        record = loop.record()
+        if plan.subject == OURS:
+            record["statistics"] = client._transport.statistics()
+        say(record)
+
+
+def main() -> None:
+    """Serve one plan."""
+    harness.pin(int(sys.argv[1]))
+    plan = Plan(**json.loads(sys.stdin.readline()))
+    signal.alarm(max(1, round(plan.limit)))
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve(plan))
+
+
+if __name__ == "__main__":
+    main()
