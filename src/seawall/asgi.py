@@ -721,9 +721,8 @@ class Middleware:
             raise ActionError(str(error), 409) from None
         except OSError as error:
             raise ActionError(f"the store does not answer: {error}", 503) from None
-        logger.warning(
-            "an operator has asked to %s %s", action, printable(tenant), extra={"event": action, "tenant": tenant}
-        )
+        shown = printable(tenant)
+        logger.warning("an operator has asked to %s %s", action, shown, extra={"event": action, "tenant": shown})
         return {"tenant": tenant, **done}
 
     def readings(self) -> Iterable[Reading]:
