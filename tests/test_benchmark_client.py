@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -14,7 +16,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import storm as bench  # noqa: E402
 from benchmarks.clientbench import outcomes  # noqa: E402
-from benchmarks.clientbench.callers import OURS, SUBJECTS, TENACITY, OpenLoop, Plan, calling  # noqa: E402
+from benchmarks.clientbench.callers import OURS, SUBJECTS, TENACITY, OpenLoop, Plan, calling, network  # noqa: E402
 from benchmarks.clientbench.outcomes import Outcome, Storm  # noqa: E402
 from benchmarks.overload.generator import arrivals  # noqa: E402
 
@@ -218,6 +220,57 @@ async def test_every_attempt_of_a_call_that_reaches_nobody_is_noted(subject: str
             await call(3)
     assert set(noted) == {3}
     assert len(noted) == (1 if subject == "bare" else 4)
+
+
+ANSWERS = {
+    b"/ok": b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok",
+    b"/shed": b"HTTP/1.1 503 Unavailable\r\nretry-after: 7\r\ncontent-length: 0\r\n\r\n",
+    b"/closed": b"",
+}
+
+
+async def answering(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """One connection of a server that is told by the path what to do: answer in two parts, close, or never answer."""
+    try:
+        while head := await reader.readuntil(b"\r\n\r\n"):
+            answer = ANSWERS.get(head.split()[1])
+            if answer is None:
+                continue
+            writer.write(answer[:20])
+            await asyncio.sleep(0)
+            writer.write(answer[20:])
+            if not answer:
+                break
+    except asyncio.IncompleteReadError:
+        pass
+    finally:
+        writer.close()
+
+
+async def test_the_network_of_the_callers_ends_as_the_one_of_httpx_does() -> None:
+    noted: list[int] = []
+    server = await asyncio.start_server(answering, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with (
+        server,
+        httpx.AsyncClient(transport=network(noted.append), base_url=f"http://127.0.0.1:{port}") as client,
+    ):
+
+        async def get(path: str, number: int) -> httpx.Response:
+            return await client.get(path, timeout=httpx.Timeout(5.0, read=0.1), extensions={"call": number})
+
+        for number in range(3):
+            answer = await get("/ok", number)
+            assert (answer.status_code, answer.text) == (200, "ok")
+        assert len(client._transport.idle) == 1  # one connection was enough
+        answer = await get("/shed", 3)
+        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "7")
+        with pytest.raises(httpx.ReadTimeout):
+            await get("/never", 4)
+        with pytest.raises(httpx.ReadError):
+            await get("/closed", 5)
+        assert client._transport.idle == []
+    assert noted == [0, 1, 2, 3, 4, 5]
 
 
 @pytest.mark.slow

@@ -1,7 +1,9 @@
 """One process of callers: calls leave when a Poisson schedule says so, through one client of httpx as people set it up.
 
-Everything that sends is httpx over a transport that notes every attempt, with 500 ms for each and no limit on
-connections. What is compared is what stands around that: nothing, or something that tries again, three times at most.
+All are clients of httpx, with 500 ms for each attempt. What is compared is what stands around that: nothing, or
+something that tries again, three times at most. Below is a network of few lines, the same for all, which notes every
+attempt: httpx's own pool takes 2 to 3 ms of processor time for an attempt that times out among a hundred others, so
+that the callers would be what is measured.
 
 ``python -m benchmarks.clientbench.callers CORE`` takes a `Plan` as JSON on stdin, says when it is ready, takes the
 instant to begin (monotonic seconds, the same for all processes of a machine), and answers with a `record`.
@@ -18,9 +20,9 @@ import time
 from array import array
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
-from benchmarks import apps, harness
+from benchmarks import apps, harness, load
 from benchmarks.overload.generator import Phase, arrivals
 
 ATTEMPTS = 4
@@ -56,24 +58,91 @@ class Plan:
     """Seconds after which it ends, whatever has become of its parent."""
 
 
+class Connection(asyncio.Protocol):
+    """One connection, with at most one request on it."""
+
+    def __init__(self) -> None:
+        self.answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self.is_lost = False
+        self._buffer = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is none, but behaves as one
+
+    def send(self, request: bytes) -> asyncio.Future[bytes]:
+        """What will be the answer."""
+        self.answer = asyncio.get_running_loop().create_future()
+        self.transport.write(request)
+        return self.answer
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        if load.complete(self._buffer) and not self.answer.done():
+            self.answer.set_result(self._buffer)
+            self._buffer = b""
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.is_lost = True
+        if not self.answer.done():
+            self.answer.set_exception(error or ConnectionResetError("closed without an answer"))
+            self.answer.exception()  # nobody may be waiting any more
+
+
+def network(note: Callable[[int], None]) -> Any:
+    """A transport for httpx, with the errors of its own. ``note`` hears the number of a call at each attempt."""
+    import httpx
+
+    class Network(httpx.AsyncBaseTransport):
+        def __init__(self) -> None:
+            self.idle: list[Connection] = []
+
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            note(request.extensions["call"])
+            connection = await self.connection(request)
+            lines = [b"%b %b HTTP/1.1" % (request.method.encode(), request.url.raw_path)]
+            lines += [name + b": " + value for name, value in request.headers.raw]
+            try:
+                async with asyncio.timeout(request.extensions["timeout"]["read"]):
+                    data = await connection.send(b"\r\n".join(lines) + b"\r\n\r\n")
+            except BaseException as error:
+                connection.transport.abort()
+                if isinstance(error, TimeoutError):
+                    raise httpx.ReadTimeout("", request=request) from None
+                if isinstance(error, OSError):
+                    raise httpx.ReadError(str(error), request=request) from None
+                raise
+            self.idle.append(connection)
+            head, _, body = data.partition(b"\r\n\r\n")
+            pairs = [line.split(b": ", 1) for line in head.split(b"\r\n")[1:]]
+            return httpx.Response(int(head[9:12]), headers=[(name, value) for name, value in pairs], content=body)
+
+        async def connection(self, request: httpx.Request) -> Connection:
+            """An idle one, the last first, or a new one."""
+            while self.idle:
+                connection = self.idle.pop()
+                if not connection.is_lost:
+                    return connection
+            loop, url = asyncio.get_running_loop(), request.url
+            try:
+                async with asyncio.timeout(request.extensions["timeout"]["connect"]):
+                    return (await loop.create_connection(Connection, url.host, url.port))[1]
+            except TimeoutError:
+                raise httpx.ConnectTimeout("", request=request) from None
+            except OSError as error:
+                raise httpx.ConnectError(f"cannot connect: {error}", request=request) from None
+
+        async def aclose(self) -> None:
+            for connection in self.idle:
+                connection.transport.abort()
+
+    return Network()
+
+
 def calling(subject: str, url: str, note: Callable[[int], None]) -> tuple[Call, Any]:
     """How ``subject`` calls ``url``, and the client to close. ``note`` hears the number of a call at each attempt."""
     import httpx
 
-    class Noting(httpx.AsyncBaseTransport):
-        """The network, with a note of every attempt."""
-
-        def __init__(self) -> None:
-            self.network = httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=None))
-
-        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-            note(request.extensions["call"])
-            return await self.network.handle_async_request(request)
-
-        async def aclose(self) -> None:
-            await self.network.aclose()
-
-    transport: Any = Noting()
+    transport = network(note)
     if subject == RETRIES:
         from httpx_retries import Retry, RetryTransport
 
