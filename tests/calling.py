@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from threading import Thread
 from types import ModuleType
 from typing import Any, TypeAlias
 
@@ -66,9 +68,9 @@ def request(method: str = "GET", url: str = URL, *, library: ModuleType = httpx2
 
 
 def response(outcome: int | tuple[int, Mapping[str, str]], library: ModuleType = httpx2) -> Any:
-    """An answer that has not been read."""
+    """A small answer that has not been read."""
     status, headers = (outcome, {}) if isinstance(outcome, int) else outcome
-    return library.Response(status, headers=headers, stream=library.ByteStream(b"body"))
+    return library.Response(status, headers={"content-length": "4", **headers}, stream=library.ByteStream(b"body"))
 
 
 @dataclass(slots=True)
@@ -124,13 +126,14 @@ def play(
         step = call.send(None)
         while True:
             played.steps += 1
+            if isinstance(step, Send):
+                played.sent.append(step.request)
+                played.within.append(step.within)
             if played.steps == stop_at:
                 call.throw(Cancelled())
                 raise AssertionError("it went on")
             told = None
             if isinstance(step, Send):
-                played.sent.append(step.request)
-                played.within.append(step.within)
                 clock.advance(took)
                 told = outcome_of(next(left), module)
             elif isinstance(step, Sleep):
@@ -186,3 +189,124 @@ class CancelledAt:
                 yield awaited
             except BaseException as raised:
                 error = raised
+
+
+# A host on the loopback
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """A request as the host has it; ``number`` counts them from 1, ``connection`` those that they came over."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: bytes
+    number: int
+    connection: int
+
+
+Answer: TypeAlias = Callable[[Heard], Awaitable[bytes | None]]
+"""What is sent back, as it goes over the wire; ``None`` closes the connection."""
+
+
+def reply(status: int = 200, body: bytes = b"hello", **headers: str) -> bytes:
+    """An answer with its length; underscores are hyphens."""
+    lines = [f"HTTP/1.1 {status} Said", f"content-length: {len(body)}"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def script(*answers: bytes | None) -> Answer:
+    """One answer after the other, and the last one to all that come after."""
+
+    async def answer(heard: Heard) -> bytes | None:
+        return answers[min(heard.number, len(answers)) - 1]
+
+    return answer
+
+
+@dataclass(slots=True)
+class Loopback:
+    """A host that listens on 127.0.0.1, in a thread and a loop of its own."""
+
+    answer: Answer
+    port: int = 0
+    connections: int = 0
+    open: int = 0
+    heard: list[Heard] = field(default_factory=list)
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        self.connections += 1
+        self.open += 1
+        connection = self.connections
+        try:
+            # Cancelled is who is still there at the end; asyncio would complain of it.
+            with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+                await self._converse(reader, writer, connection)
+        finally:
+            self._tasks.discard(task)
+            self.open -= 1
+            writer.close()
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, connection: int) -> None:
+        while True:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+            method, path, _ = head[0].split(" ")
+            headers = {
+                name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:] if line)
+            }
+            body = await reader.readexactly(int(headers.get("content-length", 0)))
+            heard = Heard(method, path, headers, body, len(self.heard) + 1, connection)
+            self.heard.append(heard)
+            # Who hangs up is noticed while the answer is made, as by a server.
+            answering = asyncio.ensure_future(self.answer(heard))
+            leaving = asyncio.ensure_future(reader.read(1))
+            try:
+                await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                has_answered = answering.done()
+                answering.cancel()
+                leaving.cancel()
+                await asyncio.wait((answering, leaving))
+            said = answering.result() if has_answered else None
+            if said is None:
+                return
+            writer.write(said)
+            await writer.drain()
+            if b"connection: close" in said:
+                return
+
+
+@contextmanager
+def listening(answer: Answer) -> Iterator[Loopback]:
+    """A host for as long as the block lasts."""
+    host = Loopback(answer)
+    loop = asyncio.new_event_loop()
+    thread = Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    # Here and there: a test may have a loop of its own.
+    server = asyncio.run_coroutine_threadsafe(asyncio.start_server(host.serve, "127.0.0.1", 0), loop).result(10)
+    host.port = server.sockets[0].getsockname()[1]
+
+    async def end() -> None:
+        server.close()
+        for task in list(host._tasks):
+            task.cancel()
+        await asyncio.gather(*host._tasks, return_exceptions=True)
+
+    try:
+        yield host
+    finally:
+        asyncio.run_coroutine_threadsafe(end(), loop).result(10)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
+        loop.close()

@@ -23,6 +23,8 @@ _EVER = -(1 << 63)
 
 
 class State(Enum):
+    """Whether calls are let through: all, none, or a share that grows."""
+
     CLOSED = "closed"
     OPEN = "open"
     RAMPING = "ramping"

@@ -312,15 +312,7 @@ class Caller:
         status = response.status_code
         failure = failure_of(status, response.headers) if status >= 400 else Failure.NONE
         host.meters.attempt(status)
-        if failure is Failure.NONE:
-            host.latencies.add(took)
-        host.record(
-            self.clock(),
-            breaker,
-            accepted=failure is not Failure.THROTTLED,
-            failed=failure is Failure.TRANSIENT,
-            took=took,
-        )
+        host.answered(self.clock(), breaker, failure, took)
         return failure
 
     def _failed(self, host: Host, breaker: CircuitBreaker | None, error: Exception, took: int) -> Failure:
@@ -339,7 +331,7 @@ class Caller:
             blame = isinstance(error, module.NetworkError | module.TimeoutException | module.RemoteProtocolError)
             failure = Failure.TRANSIENT if blame else Failure.NONE
         if blame:
-            host.record(self.clock(), breaker, accepted=False, failed=True, took=took)
+            host.failed(self.clock(), breaker, took)
         elif breaker is not None:
             breaker.forget()
         return failure

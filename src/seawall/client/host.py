@@ -86,12 +86,23 @@ class Host:
         """Give a place in flight back."""
         self.in_flight -= 1
 
-    def record(self, now: int, breaker: CircuitBreaker | None, *, accepted: bool, failed: bool, took: int) -> None:
-        """A request was answered, or has failed for a reason of the host's."""
+    def answered(self, now: int, breaker: CircuitBreaker | None, failure: Failure, took: int) -> None:
+        """A request was answered ``took`` after it was sent."""
+        throttled = failure is Failure.THROTTLED
         if self.throttle is not None:
-            self.throttle.record(now, accepted=accepted)
+            self.throttle.record(now, accepted=not throttled)
+        if failure is Failure.NONE:
+            self.latencies.add(took)
         # A server that sheds is at work; to shut it off would be the outage that it avoids.
-        if breaker is not None and (accepted or failed) and breaker.record(now, failed=failed, took=took):
+        if not throttled:
+            self._tell(now, breaker, failed=failure is not Failure.NONE, took=took)
+
+    def failed(self, now: int, breaker: CircuitBreaker | None, took: int) -> None:
+        """A request was sent and not answered, and that is the host's doing. Of what it accepts that says nothing."""
+        self._tell(now, breaker, failed=True, took=took)
+
+    def _tell(self, now: int, breaker: CircuitBreaker | None, *, failed: bool, took: int) -> None:
+        if breaker is not None and breaker.record(now, failed=failed, took=took):
             self._changed(breaker)
 
     def may_hedge(self, breaker: CircuitBreaker | None, most: int | None) -> int:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 MOST_HOSTS = 50
 """Hosts with series of their own; all further ones together are ``other``."""
-_RESULTS = {0: "error", 1: "1xx", 2: "2xx", 3: "3xx", 4: "4xx", 5: "5xx"}
+_RESULTS = {None: "error", 1: "1xx", 2: "2xx", 3: "3xx", 4: "4xx", 5: "5xx"}
 
 
 @final
@@ -53,7 +53,7 @@ class Meters:
 
     def attempt(self, status: int | None) -> None:
         """One request was sent and answered with ``status``, or ended without an answer."""
-        self._add(CLIENT_ATTEMPTS, _RESULTS.get(0 if status is None else status // 100, "other"))
+        self._add(CLIENT_ATTEMPTS, _RESULTS.get(None if status is None else status // 100, "other"))
 
     def retry(self, reason: str) -> None:
         self._add(CLIENT_RETRIES, reason)

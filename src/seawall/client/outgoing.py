@@ -54,6 +54,7 @@ def _timeouts(
     """The time-outs of the library, none of them longer than there is time for; ``None`` where they are so already."""
     at_once = _least(connect, left)
     wanted = {
+        **given,
         "connect": _least(given.get("connect"), at_once),
         "read": _least(given.get("read"), left),
         "write": _least(given.get("write"), left),

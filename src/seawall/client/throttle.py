@@ -7,8 +7,12 @@ wanted, each further request is refused locally with the probability
 
 ``requests`` counts what was refused locally as well, so that a client that is refused much sends little, and goes on
 finding out whether that is still so. With ``K = 2`` twice as much is sent as is accepted. Of a few requests nothing
-follows, so there have to be twenty. A request counts when it has ended: of those under way nobody knows yet whether
-they are accepted, and the first hundred of a service that has just started would be refused for each other's sake.
+follows, so there have to be twenty.
+
+Two things are added. A request counts when it has ended: of those under way nobody knows yet whether they are accepted,
+and the first hundred of a service that has just started would be refused for each other's sake. And it is over when
+twenty in a row were accepted: with K = 2 a host that is too much for refuses every second one, and what a spike of five
+seconds has begun would go on for minutes.
 """
 
 from __future__ import annotations
@@ -28,10 +32,11 @@ class AdaptiveThrottle:
     """The throttle of one host. Times are monotonic nanoseconds, settings in seconds.
 
     ``k`` is how many times as much is sent as is accepted (2, at least 1), ``window`` the time that is looked at (120),
-    ``most`` the largest share that is refused here (.9), ``least`` how many requests say something (20).
+    ``most`` the largest share that is refused here (.9), ``least`` how many requests say something, and how many in a
+    row end it (20).
     """
 
-    __slots__ = ("_window", "k", "least", "most")
+    __slots__ = ("_in_a_row", "_window", "k", "least", "most")
 
     def __init__(self, k: float = 2.0, window: float = 120.0, most: float = 0.9, least: int = 20) -> None:
         if not k >= 1 or not window > 0 or not 0 <= most < 1 or least < 1:
@@ -40,6 +45,7 @@ class AdaptiveThrottle:
         self.most = most
         self.least = least
         self._window = Window(int(window * SECOND), SLICES, 2)
+        self._in_a_row = 0
 
     def __repr__(self) -> str:
         requests, accepts = self._window.totals
@@ -65,7 +71,13 @@ class AdaptiveThrottle:
         return False
 
     def record(self, now: int, *, accepted: bool) -> None:
-        """One that was sent has ended. ``accepted``: it was not refused for being too much, or not heard at all."""
-        self._window.add(now, _REQUESTS)
-        if accepted:
-            self._window.add(now, _ACCEPTS)
+        """One that was sent was answered. ``accepted``: it was not refused for being too much."""
+        window = self._window
+        window.add(now, _REQUESTS)
+        if not accepted:
+            self._in_a_row = 0
+            return
+        window.add(now, _ACCEPTS)
+        self._in_a_row += 1
+        if self._in_a_row >= self.least and window.totals[_REQUESTS] > self.k * window.totals[_ACCEPTS]:
+            window.clear()
