@@ -1,7 +1,8 @@
 """How much of the traffic may be retries: what keeps a bad minute of a server from becoming an outage.
 
 Two accounts, and a retry is paid from both. One earns with every request, retried or not, so that of all requests at
-most a tenth is sent again, and three more (Finagle's and Envoy's idea). The other is the one of AWS SDKs: 50 tokens, 14
+most a tenth is sent again, and three more (Finagle's and Envoy's idea); nor can more than three be saved up, or an hour
+of calm would pay for a storm. The other is the one of AWS SDKs: 50 tokens, 14
 for a retry of what was transient and 5 for one of what was too much, given back when the retry succeeds, and 1 earned
 by each success without one. AWS begins with 500, which is a hundred retries for nothing to each host: 1.12 attempts a
 request in a storm.
@@ -18,8 +19,6 @@ from seawall.client.retry import Failure
 
 RATIO = 0.1
 FLOOR = 3.0
-SAVED = 10.0
-"""Retries that can be saved up in calm times."""
 CAPACITY = 50
 COSTS = {Failure.UNSENT: 14, Failure.TRANSIENT: 14, Failure.THROTTLED: 5}
 EARNED = 1
@@ -30,8 +29,8 @@ class RetryBudget:
     """The two accounts of one host.
 
     ``ratio`` is the share of requests that may be retried (0 to 1, .1 by default), ``floor`` how many may be before any
-    was earned (3), ``capacity`` the tokens of the other account (50). At no time have there been more retries than
-    ``floor + ratio * requests``.
+    was earned, and can be saved up (3), ``capacity`` the tokens of the other account (50). At no time have there been
+    more retries than ``floor + ratio * requests``.
     """
 
     __slots__ = ("capacity", "earned", "ratio", "saved", "tokens")
@@ -42,7 +41,7 @@ class RetryBudget:
         self.ratio = ratio
         self.capacity = capacity
         self.earned = floor
-        self.saved = max(floor, SAVED)
+        self.saved = max(floor, 1.0)
         self.tokens = capacity
 
     def __repr__(self) -> str:
