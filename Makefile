@@ -8,7 +8,7 @@ PYTHONS = 3.12 3.13
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 # The programs among benchmarks/; the other files there are their parts.
-BENCHMARKS = $(wildcard $(patsubst %,benchmarks/%.py,overhead redis workers storm))
+BENCHMARKS = $(wildcard $(patsubst %,benchmarks/%.py,overhead redis workers client storm))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-only test-all test-oldest lint format bench docs clean check-python

@@ -788,6 +788,60 @@ async def test_an_answer_that_was_never_a_stream_holds_no_place(library: ModuleT
 
 
 @libraries
+async def test_an_answer_that_is_closed_twice_gives_its_place_back_once(library: ModuleType) -> None:
+    inner = library.MockTransport(lambda _: library.Response(200, stream=library.ByteStream(b"hello")))
+    waiting, blocking = ResilientTransport(inner), SyncResilientTransport(inner)
+    request = library.Request("GET", "http://host.test/")
+    stream = (await waiting.handle_async_request(request)).stream
+    await stream.aclose()
+    await stream.aclose()
+    other = blocking.handle_request(request).stream
+    other.close()
+    other.close()
+    assert [kind.statistics()["http://host.test"]["in_flight"] for kind in (waiting, blocking)] == [0, 0]
+
+
+@libraries
+async def test_a_mistake_in_a_transport_gives_everything_back(library: ModuleType) -> None:
+    def answer(request: Any) -> Any:
+        raise KeyError("a bug")
+
+    inner = library.MockTransport(answer)
+    waiting, blocking = ResilientTransport(inner), SyncResilientTransport(inner)
+    request = library.Request("GET", "http://host.test/")
+    with pytest.raises(KeyError, match="a bug"):
+        await waiting.handle_async_request(request)
+    with pytest.raises(KeyError, match="a bug"):
+        blocking.handle_request(request)
+    assert [kind.statistics()["http://host.test"]["in_flight"] for kind in (waiting, blocking)] == [0, 0]
+
+
+@libraries
+async def test_an_answer_that_cannot_even_be_closed_is_tried_again(library: ModuleType) -> None:
+    class Broken(library.AsyncByteStream, library.SyncByteStream):  # type: ignore[misc, name-defined]
+        def __iter__(self) -> Any:
+            yield b"body"
+
+        async def __aiter__(self) -> Any:
+            yield b"body"
+
+        def close(self) -> None:
+            raise library.ReadError("it broke")
+
+        async def aclose(self) -> None:
+            self.close()
+
+    def inner() -> Any:
+        answers = iter([library.Response(503, headers={"content-length": "4"}, stream=Broken()), library.Response(200)])
+        return library.MockTransport(lambda _: next(answers))
+
+    async with library.AsyncClient(transport=ResilientTransport(inner(), retry=AT_ONCE)) as client:
+        assert (await client.get("http://host.test/")).status_code == 200
+    with library.Client(transport=SyncResilientTransport(inner(), retry=AT_ONCE)) as client:
+        assert client.get("http://host.test/").status_code == 200
+
+
+@libraries
 def test_a_closed_answer_can_still_be_given(library: ModuleType) -> None:
     inner = library.MockTransport(lambda _: library.Response(500, text="sorry"))
     for kind, client in ((SyncResilientTransport, library.Client),):

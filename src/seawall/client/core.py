@@ -20,7 +20,7 @@ from seawall.client import errors
 from seawall.client.breaker import CircuitBreaker
 from seawall.client.budget import RetryBudget
 from seawall.client.hints import hint
-from seawall.client.host import Host
+from seawall.client.host import Host, Refused
 from seawall.client.library import Library
 from seawall.client.outgoing import TRAVEL, Request, Response, outgoing
 from seawall.client.retry import IDEMPOTENT, Failure, RetryPolicy, failure_of
@@ -29,6 +29,7 @@ from seawall.client.throttle import AdaptiveThrottle
 from seawall.decision import Clock
 
 SECOND = 1_000_000_000
+TRAVEL_NS = int(TRAVEL * SECOND)
 MOST_HOSTS = 1_000
 """Hosts that are remembered: those that were called last."""
 CONNECT = 1.0
@@ -91,6 +92,15 @@ class Discard:
     within: float
 
 
+_LATE = errors.DeadlineExceeded, "no time is left to call", 0.0
+_BASES: dict[type[errors.ClientError], str] = {
+    errors.DeadlineExceeded: "TimeoutException",
+    errors.Throttled: "TransportError",
+    errors.CircuitOpen: "TransportError",
+    errors.TooManyInFlight: "PoolTimeout",
+}
+"""What a refusal is to the library."""
+
 Step: TypeAlias = Send | Sleep | Discard
 Call: TypeAlias = Generator[Step, Any, tuple[Response, Host | None]]
 
@@ -134,7 +144,7 @@ class Caller:
         self._wall = wall_clock
         self._random = random
         self._around = around
-        self._hosts: OrderedDict[tuple[str, bytes], Host] = OrderedDict()
+        self._hosts: OrderedDict[tuple[str, str, int | None], Host] = OrderedDict()
 
     def __repr__(self) -> str:
         return f"<Caller of {len(self._hosts)} hosts through {self.library.name}>"
@@ -142,6 +152,7 @@ class Caller:
     def call(self, request: Request) -> Call:
         """The steps of one call. It ends with an answer, and the host that is to be left (`Host.leave`) when that was
         read, if any is; or it raises."""
+        options, clock = self.options, self.clock
         host = self._host(request)
         breaker = self._breaker(host, request)
         around = self._around()
@@ -149,14 +160,19 @@ class Caller:
         attempts: list[Attempt] = []
         response: Response = None
         error: Exception | None = None
-        failure, ended = Failure.NONE, ""
+        failure = Failure.NONE
         waited, cost = 0.0, 0
         try:
             while True:
-                refusal = self._enter(host, breaker, request, deadline)
-                if refusal is not None:
+                now = clock()
+                if deadline is not None and deadline - now <= TRAVEL_NS:
+                    refused: Refused | None = _LATE
+                else:
+                    refused = host.enter(now, breaker, options.concurrency, self._random)
+                if refused is not None:
                     if cost:
                         host.undo(cost)
+                    refusal = self._refusal(host, request, *refused)
                     if response is None:
                         raise _told(refusal, attempts, refusal.reason) from error
                     return _given(response, attempts, refusal.reason), None
@@ -164,10 +180,9 @@ class Caller:
                     host.meters.retry(failure.value)
                 else:
                     host.budget.request()
-                response = None
-                step = self._step(host, breaker, request, deadline, around, len(attempts))
-                began = self.clock()
+                response, step = None, None
                 try:
+                    step = self._step(host, breaker, request, deadline, now, around, len(attempts))
                     outcome = yield step
                 except BaseException:
                     if breaker is not None:
@@ -175,25 +190,26 @@ class Caller:
                     host.in_flight -= 1
                     raise
                 finally:
-                    if step.cost:
+                    if step is not None and step.cost:
                         host.in_flight -= 1
                         host.meters.hedge(won=step.won)
-                took = self.clock() - began
-                if isinstance(outcome, Exception) or outcome is None:
+                ended_at = clock()
+                took = ended_at - now
+                if outcome is not None and not isinstance(outcome, Exception):
+                    response, error = outcome, None
+                    status: int | None = outcome.status_code
+                    failure = failure_of(outcome.status_code, outcome.headers)
+                    said = None
+                    host.answered(ended_at, breaker, status, failure, took)
+                else:
                     host.in_flight -= 1
                     error = self._error(outcome, request, deadline)
-                    failure = self._failed(host, breaker, error, took)
-                    attempts.append(
-                        Attempt(len(attempts) + 1, None, type(error).__name__, waited, took / SECOND, step.cost > 0)
-                    )
-                else:
-                    response, error = outcome, None
-                    status = response.status_code
-                    failure = self._answered(host, breaker, response, took)
-                    attempts.append(Attempt(len(attempts) + 1, status, None, waited, took / SECOND, step.cost > 0))
-                    if failure is Failure.NONE:
-                        host.succeeded(cost + step.cost)
-                        return _given(response, attempts, ended), host
+                    status, said = None, type(error).__name__
+                    failure = self._failed(host, breaker, error, ended_at, took)
+                attempts.append(Attempt(len(attempts) + 1, status, said, waited, took / SECOND, step.cost > 0))
+                if failure is Failure.NONE and error is None:
+                    host.succeeded(cost + step.cost)
+                    return _given(response, attempts, ""), host
                 again = self._again(host, request, around, deadline, failure, response, len(attempts))
                 if isinstance(again, str):
                     if error is None:
@@ -220,12 +236,12 @@ class Caller:
 
     def _host(self, request: Request) -> Host:
         url = request.url
-        key = url.scheme, url.netloc
+        key = url.scheme, url.host, url.port
         host = self._hosts.get(key)
         if host is None:
             options = self.options
             throttle = None if options.throttle is None else options.throttle()
-            name = f"{key[0]}://{key[1].decode('ascii', 'replace')}"
+            name = f"{url.scheme}://{url.netloc.decode('ascii', 'replace')}"
             host = self._hosts[key] = Host(name, options.budget(), throttle)
             if len(self._hosts) > MOST_HOSTS:
                 self._hosts.popitem(last=False)
@@ -253,22 +269,11 @@ class Caller:
     def _left(self, deadline: int | None) -> float | None:
         return None if deadline is None else (deadline - self.clock()) / SECOND
 
-    def _enter(self, host: Host, breaker: CircuitBreaker | None, request: Request, deadline: int | None) -> Any:
-        """Take what an attempt needs, or say what there is not, as an error."""
-        now = self.clock()
-        module = self.library.module
-        if deadline is not None and deadline - now <= TRAVEL * SECOND:
-            host.meters.refused(errors.DeadlineExceeded.reason)
-            late = errors.also(errors.DeadlineExceeded, module.TimeoutException)
-            return late(f"{host.name}: no time is left to call", request=request)
-        refused = host.enter(now, breaker, self.options.concurrency, self._random)
-        if refused is None:
-            return None
-        kind, why, retry_after = refused
+    def _refusal(self, host: Host, request: Request, kind: type[errors.ClientError], why: str, after: float) -> Any:
+        """The error that says why nothing is sent."""
         host.meters.refused(kind.reason)
-        base = module.PoolTimeout if kind is errors.TooManyInFlight else module.TransportError
-        refusal = errors.also(kind, base)(f"{host.name}: {why}", request=request)
-        refusal.retry_after = retry_after
+        refusal = errors.also(kind, getattr(self.library.module, _BASES[kind]))(f"{host.name}: {why}", request=request)
+        refusal.retry_after = after
         return refusal
 
     def _step(
@@ -277,46 +282,39 @@ class Caller:
         breaker: CircuitBreaker | None,
         request: Request,
         deadline: int | None,
+        now: int,
         around: Surroundings,
         number: int,
     ) -> Send:
-        options, left = self.options, self._left(deadline)
-
-        def sent(attempt: int) -> Request:
-            return outgoing(
-                request,
-                connect=options.connect,
-                left=self._left(deadline),
-                attempt=attempt,
-                priority=around.priority,
-                tell=options.propagate,
-            )
-
-        step = Send(sent(number), left)
-        if options.hedge and not around.retried and self._is_replayable(request) and _is_idempotent(request):
+        left = None if deadline is None else (deadline - now) / SECOND
+        step = Send(self._outgoing(request, left, around, number), left)
+        if self.options.hedge and not around.retried and self._is_replayable(request) and _is_idempotent(request):
             usual = host.latencies.p95()
             if usual is not None and (left is None or left > usual):
 
                 def hedge(step: Send) -> Request | None:
-                    step.cost = host.may_hedge(breaker, options.concurrency)
-                    return sent(number + 1) if step.cost else None
+                    step.cost = host.may_hedge(breaker, self.options.concurrency)
+                    return self._outgoing(request, self._left(deadline), around, number + 1) if step.cost else None
 
                 step.hedge_after, step.hedge = usual, hedge
         return step
 
+    def _outgoing(self, request: Request, left: float | None, around: Surroundings, number: int) -> Request:
+        options = self.options
+        return outgoing(
+            request,
+            connect=options.connect,
+            left=left,
+            attempt=number,
+            priority=around.priority,
+            tell=options.propagate,
+        )
+
     def _is_replayable(self, request: Request) -> bool:
         return isinstance(request.stream, self.library.module.ByteStream)
 
-    def _answered(self, host: Host, breaker: CircuitBreaker | None, response: Response, took: int) -> Failure:
-        """Note everywhere that there is an answer."""
-        status = response.status_code
-        failure = failure_of(status, response.headers) if status >= 400 else Failure.NONE
-        host.meters.attempt(status)
-        host.answered(self.clock(), breaker, failure, took)
-        return failure
-
-    def _failed(self, host: Host, breaker: CircuitBreaker | None, error: Exception, took: int) -> Failure:
-        """Note everywhere that there was none."""
+    def _failed(self, host: Host, breaker: CircuitBreaker | None, error: Exception, now: int, took: int) -> Failure:
+        """Note everywhere that there was no answer."""
         module = self.library.module
         host.meters.attempt(None)
         failure = Failure.NONE
@@ -331,7 +329,7 @@ class Caller:
             blame = isinstance(error, module.NetworkError | module.TimeoutException | module.RemoteProtocolError)
             failure = Failure.TRANSIENT if blame else Failure.NONE
         if blame:
-            host.failed(self.clock(), breaker, took)
+            host.failed(now, breaker, took)
         elif breaker is not None:
             breaker.forget()
         return failure

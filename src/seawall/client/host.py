@@ -9,7 +9,7 @@ from typing import Any, TypeAlias, final
 
 from seawall.client.breaker import SECOND, CircuitBreaker, State
 from seawall.client.budget import RetryBudget
-from seawall.client.errors import CircuitOpen, NotSent, Throttled, TooManyInFlight
+from seawall.client.errors import CircuitOpen, ClientError, Throttled, TooManyInFlight
 from seawall.client.latency import Latencies
 from seawall.client.meters import Meters
 from seawall.client.retry import Failure
@@ -19,7 +19,7 @@ from seawall.client.throttle import AdaptiveThrottle
 MOST_ROUTES = 1_000
 """Routes whose circuits are remembered: those that were called last."""
 
-Refused: TypeAlias = tuple[type[NotSent], str, float]
+Refused: TypeAlias = tuple[type[ClientError], str, float]
 """What to raise, why, and the seconds until it is worth trying again."""
 
 logger = logging.getLogger("seawall.client")
@@ -29,6 +29,20 @@ logger = logging.getLogger("seawall.client")
 class Host:
     """One host of one client. ``in_flight`` are its requests of which the answer has not been read. Times are monotonic
     nanoseconds."""
+
+    __slots__ = (
+        "__weakref__",
+        "_exhausted",
+        "_throttled",
+        "breakers",
+        "budget",
+        "in_flight",
+        "latencies",
+        "meters",
+        "name",
+        "open_circuits",
+        "throttle",
+    )
 
     def __init__(self, name: str, budget: RetryBudget, throttle: AdaptiveThrottle | None) -> None:
         self.name = name
@@ -48,13 +62,14 @@ class Host:
 
     def breaker(self, route: str, make: Callable[[], CircuitBreaker]) -> CircuitBreaker:
         """The one of a route, made where there is none."""
-        breaker = self.breakers.get(route)
+        breakers = self.breakers
+        breaker = breakers.get(route)
         if breaker is None:
-            breaker = self.breakers[route] = make()
-            if len(self.breakers) > MOST_ROUTES:
-                self.breakers.popitem(last=False)
-        else:
-            self.breakers.move_to_end(route)
+            breaker = breakers[route] = make()
+            if len(breakers) > MOST_ROUTES:
+                breakers.popitem(last=False)
+        elif len(breakers) > 1:
+            breakers.move_to_end(route)
         return breaker
 
     def enter(
@@ -86,23 +101,24 @@ class Host:
         """Give a place in flight back."""
         self.in_flight -= 1
 
-    def answered(self, now: int, breaker: CircuitBreaker | None, failure: Failure, took: int) -> None:
+    def answered(
+        self, now: int, breaker: CircuitBreaker | None, status: int | None, failure: Failure, took: int
+    ) -> None:
         """A request was answered ``took`` after it was sent."""
-        throttled = failure is Failure.THROTTLED
+        self.meters.attempt(status)
         if self.throttle is not None:
-            self.throttle.record(now, accepted=not throttled)
+            self.throttle.record(now, accepted=failure is not Failure.THROTTLED)
         if failure is Failure.NONE:
             self.latencies.add(took)
         # A server that sheds is at work; to shut it off would be the outage that it avoids.
-        if not throttled:
-            self._tell(now, breaker, failed=failure is not Failure.NONE, took=took)
+        if breaker is None or failure is Failure.THROTTLED:
+            return
+        if breaker.record(now, failed=failure is not Failure.NONE, took=took):
+            self._changed(breaker)
 
     def failed(self, now: int, breaker: CircuitBreaker | None, took: int) -> None:
         """A request was sent and not answered, and that is the host's doing. Of what it accepts that says nothing."""
-        self._tell(now, breaker, failed=True, took=took)
-
-    def _tell(self, now: int, breaker: CircuitBreaker | None, *, failed: bool, took: int) -> None:
-        if breaker is not None and breaker.record(now, failed=failed, took=took):
+        if breaker is not None and breaker.record(now, failed=True, took=took):
             self._changed(breaker)
 
     def may_hedge(self, breaker: CircuitBreaker | None, most: int | None) -> int:

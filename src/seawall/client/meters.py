@@ -36,7 +36,7 @@ class Meters:
     def __init__(self, host: str) -> None:
         self._host = host
         self._cells = Publication.of(None).cells
-        self._known: dict[tuple[str, str], int] = {}
+        self._attempts: dict[int | None, int] = {}
         self._hosts: WeakSet[Host] = WeakSet()
 
     @classmethod
@@ -53,7 +53,14 @@ class Meters:
 
     def attempt(self, status: int | None) -> None:
         """One request was sent and answered with ``status``, or ended without an answer."""
-        self._add(CLIENT_ATTEMPTS, _RESULTS.get(None if status is None else status // 100, "other"))
+        result = None if status is None else status // 100
+        at = self._attempts.get(result)
+        if at is None:
+            at = self._cells.index(CLIENT_ATTEMPTS, self._host, _RESULTS.get(result, "other"))
+            if result in _RESULTS:
+                self._attempts[result] = at
+        with self._lock:
+            self._cells.values[at] += 1
 
     def retry(self, reason: str) -> None:
         self._add(CLIENT_RETRIES, reason)
@@ -73,8 +80,6 @@ class Meters:
             values[index(CLIENT_CIRCUITS, self._host)] = sum(host.open_circuits for host in hosts)
 
     def _add(self, spec: Spec, label: str) -> None:
-        at = self._known.get((spec.name, label))
-        if at is None:
-            at = self._known[spec.name, label] = self._cells.index(spec, self._host, label)
+        at = self._cells.index(spec, self._host, label)
         with self._lock:
             self._cells.values[at] += 1

@@ -28,12 +28,14 @@ def outgoing(
     told: dict[str, str] = {}
     if attempt:
         told[_ATTEMPT] = str(attempt)
-    if tell and left is not None:
-        milliseconds = max(1, int((left - TRAVEL) * 1_000))
-        if not _is_shorter(request.headers.get(_TIMEOUT), milliseconds):
-            told[_TIMEOUT] = str(milliseconds)
-    if tell and priority is not None and _PRIORITY not in request.headers:
-        told[_PRIORITY] = priority
+    if tell and (left is not None or priority is not None):
+        said = {name.lower(): value for name, value in request.headers.raw}
+        if left is not None:
+            milliseconds = max(1, int((left - TRAVEL) * 1_000))
+            if not _is_shorter(said.get(_TIMEOUT.encode(), b""), milliseconds):
+                told[_TIMEOUT] = str(milliseconds)
+        if priority is not None and _PRIORITY.encode() not in said:
+            told[_PRIORITY] = priority
     if timeouts is None and not told:
         return request
     # A request of the library's own making would read, encode and sort everything once more: 20 us.
@@ -53,14 +55,11 @@ def _timeouts(
 ) -> dict[str, float | None] | None:
     """The time-outs of the library, none of them longer than there is time for; ``None`` where they are so already."""
     at_once = _least(connect, left)
-    wanted = {
-        **given,
-        "connect": _least(given.get("connect"), at_once),
-        "read": _least(given.get("read"), left),
-        "write": _least(given.get("write"), left),
-        "pool": _least(given.get("pool"), at_once),
-    }
-    return None if wanted == given else wanted
+    wanted = {"connect": _least(given.get("connect"), at_once), "pool": _least(given.get("pool"), at_once)}
+    if left is not None:
+        wanted["read"], wanted["write"] = _least(given.get("read"), left), _least(given.get("write"), left)
+    changed = {name: seconds for name, seconds in wanted.items() if given.get(name) != seconds}
+    return {**given, **changed} if changed else None
 
 
 def _least(one: float | None, other: float | None) -> float | None:
@@ -69,5 +68,5 @@ def _least(one: float | None, other: float | None) -> float | None:
     return min(one, other)
 
 
-def _is_shorter(said: str | None, milliseconds: int) -> bool:
-    return said is not None and said.isascii() and said.isdigit() and len(said) < 16 and int(said) <= milliseconds
+def _is_shorter(said: bytes, milliseconds: int) -> bool:
+    return said.isdigit() and len(said) < 16 and int(said) <= milliseconds

@@ -31,6 +31,8 @@ class Failure(Enum):
 
 def failure_of(status: int, headers: Mapping[str, str]) -> Failure:
     """What an answer is."""
+    if status < 429:
+        return Failure.NONE
     if status == 429:
         return Failure.THROTTLED
     if status == 503:

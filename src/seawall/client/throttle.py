@@ -63,11 +63,12 @@ class AdaptiveThrottle:
 
         ``random`` gives 0 to 1 without 1.
         """
-        self._window.turn(now)
-        requests, accepts = self._window.totals
+        window = self._window
+        window.turn(now)
+        requests, accepts = window.totals
         if requests <= self.k * accepts or random() >= self.probability():
             return True
-        self._window.add(now, _REQUESTS)
+        window.add(now, _REQUESTS)
         return False
 
     def record(self, now: int, *, accepted: bool) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import random as random_module
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import cache
 from time import monotonic_ns, sleep, time
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import anyio
 
@@ -30,6 +31,10 @@ else:
 
 class _Resilient:
     """What both have in common. The arguments are those of `ResilientTransport`."""
+
+    _usual: ClassVar[str]
+    """The library's transport that is taken where none is given."""
+    _body: Callable[[Any, Host, Any], Any]
 
     def __init__(
         self,
@@ -57,7 +62,7 @@ class _Resilient:
         if isinstance(transport, _Resilient):
             raise ValueError("the transport is resilient already, and two would try again what the other has tried")
         library = DEFAULT if transport is None else Library.of(transport)
-        self._transport: Any = self._make(library) if transport is None else transport
+        self._transport: Any = getattr(library.module, self._usual)() if transport is None else transport
         options = Options(
             RetryPolicy() if retry is None else retry,
             budget,
@@ -72,8 +77,6 @@ class _Resilient:
         )
         self._caller = Caller(options, library, clock=clock, wall_clock=wall_clock, random=random)
         self._error: Any = library.module.TransportError
-
-    _body: Callable[[Any, Host, Any], Any]
 
     def _held(self, response: Response, host: Host | None) -> Response:
         """An answer that holds its place in flight until it is closed."""
@@ -94,9 +97,6 @@ class _Resilient:
         # As they came: whoever reads it decodes them.
         response.stream = self._caller.library.module.ByteStream(b"".join(parts))
         return True
-
-    def _make(self, library: Library) -> Any:
-        raise NotImplementedError
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} around {self._transport!r}>"
@@ -143,12 +143,11 @@ class ResilientTransport(_Resilient, AsyncBaseTransport):
     ``clock`` is monotonic nanoseconds, ``wall_clock`` seconds since the epoch, ``random`` 0 to 1.
     """
 
+    _usual = "AsyncHTTPTransport"
+
     def __init__(self, transport: Any = None, **options: Any) -> None:
         super().__init__(transport, **options)
         self._body = _of(_AsyncBody, self._caller.library.module.AsyncByteStream)
-
-    def _make(self, library: Library) -> Any:
-        return library.module.AsyncHTTPTransport()
 
     async def __aenter__(self) -> ResilientTransport:
         await self._transport.__aenter__()
@@ -174,36 +173,33 @@ class ResilientTransport(_Resilient, AsyncBaseTransport):
                 told, failed = None, None
                 try:
                     if type(step) is Send:
-                        told = await self._send(step)
+                        if step.within is None and step.hedge is None:
+                            told = await self._transport.handle_async_request(step.request)
+                        else:
+                            told = await self._send(step)
                     elif type(step) is Sleep:
                         await anyio.sleep(step.seconds)
-                    elif type(step) is Discard:
+                    else:
                         told = await self._discard(step)
+                except self._error as error:
+                    told = error
                 except BaseException as error:
                     failed = error
         finally:
             # Or an error and this frame would keep each other for the garbage collector.
             told = failed = None
 
-    async def _send(self, step: Send) -> Any:
-        """The response, an error of the library, or ``None`` where it is late; what else is raised ends the call."""
-        try:
-            if step.within is None:
-                return await self._sent(step)
-            with anyio.move_on_after(step.within):
-                return await self._sent(step)
-        except self._error as error:
-            return error
-        return None
-
-    async def _sent(self, step: Send) -> Response:
+    async def _send(self, step: Send) -> Response | None:
+        """The response, or ``None`` where it is late."""
         send, hedge = self._transport.handle_async_request, step.hedge
-        if hedge is None:
-            answer: Response = await send(step.request)
-        else:
-            answer, step.won = await first_of_two(
-                send, step.request, step.hedge_after, lambda: hedge(step), _is_good, self._error
-            )
+        answer: Response | None = None
+        with anyio.move_on_after(math.inf if step.within is None else step.within):
+            if hedge is None:
+                answer = await send(step.request)
+            else:
+                answer, step.won = await first_of_two(
+                    send, step.request, step.hedge_after, lambda: hedge(step), _is_good, self._error
+                )
         return answer
 
     async def _discard(self, step: Discard) -> bool:
@@ -212,13 +208,14 @@ class ResilientTransport(_Resilient, AsyncBaseTransport):
             return True
         stream, parts = response.stream, None
         try:
-            if step.within:
-                with anyio.move_on_after(step.within):
-                    parts = [part async for part in stream]
+            try:
+                if step.within:
+                    with anyio.move_on_after(step.within):
+                        parts = [part async for part in stream]
+            finally:
+                await stream.aclose()
         except self._error:
-            pass  # what it said is lost, and was to be thrown away
-        finally:
-            await stream.aclose()
+            return False  # what it said is lost, and was to be thrown away
         return self._kept(response, parts)
 
 
@@ -229,14 +226,13 @@ class SyncResilientTransport(_Resilient, BaseTransport):
     Safe to use from several threads, as the clients are.
     """
 
+    _usual = "HTTPTransport"
+
     def __init__(self, transport: Any = None, **options: Any) -> None:
         if options.get("hedge"):
             raise ValueError("hedge is for the asynchronous transport")
         super().__init__(transport, **options)
         self._body = _of(_SyncBody, self._caller.library.module.SyncByteStream)
-
-    def _make(self, library: Library) -> Any:
-        return library.module.HTTPTransport()
 
     def __enter__(self) -> SyncResilientTransport:
         self._transport.__enter__()
@@ -266,7 +262,7 @@ class SyncResilientTransport(_Resilient, BaseTransport):
                         told = self._send(step)
                     elif type(step) is Sleep:
                         sleep(step.seconds)
-                    elif type(step) is Discard:
+                    else:
                         told = self._discard(step)
                 except BaseException as error:
                     failed = error
@@ -285,12 +281,13 @@ class SyncResilientTransport(_Resilient, BaseTransport):
             return True
         stream, parts = response.stream, None
         try:
-            if step.within:
-                parts = list(stream)
+            try:
+                if step.within:
+                    parts = list(stream)
+            finally:
+                stream.close()
         except self._error:
-            pass
-        finally:
-            stream.close()
+            return False
         return self._kept(response, parts)
 
 

@@ -13,12 +13,14 @@ class Window:
     sums, and what is younger than ``span`` without one slice always is. A clock that goes back counts into the newest.
     """
 
-    __slots__ = ("_at", "_counts", "_slice", "totals")
+    __slots__ = ("_at", "_counts", "_newest", "_slice", "_until", "totals")
 
     def __init__(self, span: int, slices: int, columns: int) -> None:
         self._slice = max(1, span // slices)
         self._counts = [[0] * columns for _ in range(slices)]
         self._at = 0
+        self._until = self._slice
+        self._newest = self._counts[0]
         self.totals = [0] * columns
 
     def __repr__(self) -> str:
@@ -26,21 +28,22 @@ class Window:
 
     def turn(self, now: int) -> None:
         """Forget what is too old."""
-        at, counts = now // self._slice, self._counts
-        if at <= self._at:
+        if now < self._until:
             return
+        at, counts = now // self._slice, self._counts
         for slot in range(max(self._at + 1, at - len(counts) + 1), at + 1):
             old = counts[slot % len(counts)]
             for column, count in enumerate(old):
-                if count:
-                    self.totals[column] -= count
-                    old[column] = 0
-        self._at = at
+                self.totals[column] -= count
+                old[column] = 0
+        self._at, self._until = at, (at + 1) * self._slice
+        self._newest = counts[at % len(counts)]
 
     def add(self, now: int, column: int) -> None:
         """Count one."""
-        self.turn(now)
-        self._counts[self._at % len(self._counts)][column] += 1
+        if now >= self._until:
+            self.turn(now)
+        self._newest[column] += 1
         self.totals[column] += 1
 
     def clear(self) -> None:
