@@ -1,12 +1,13 @@
 #!/usr/bin/env python
-"""The comparisons in README.md and docs/benchmarks.md, from results/*.json: nobody copies a number by hand.
+"""The comparisons in README.md, docs/benchmarks.md and docs/client.md, from results/*.json: nothing is copied by hand.
 
-python benchmarks/readme.py            renew the parts of both pages that are between markers
+python benchmarks/readme.py            renew the parts of these pages that are between markers
 python benchmarks/readme.py --check    only say whether they are what the results give; exits with 1 if they are not
 
 A part begins with ``<!-- bench:NAME -->`` and ends with ``<!-- /bench -->``: ``overhead`` is what Seawall adds to a
 request, ``redis`` what a decision costs where processes share their counts, ``overload`` what it delivers where too
-much is asked for, and ``summary`` the plots of all, for who reads on from there.
+much is asked for, ``client`` what callers make of an overload, and ``summary`` the plots of all, for who reads on from
+there.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from benchmarks.harness import show
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 PAGE = ROOT / "docs" / "benchmarks.md"
+CLIENT = ROOT / "docs" / "client.md"
 RESULTS = "benchmarks/results"
 FROM_PAGE = f"../{RESULTS}"
 BEGIN, END = "<!-- bench:{} -->", "<!-- /bench -->"
@@ -106,6 +108,25 @@ SHARED = (
 SHARED_PACKAGES = ("redis", "hiredis", "limits", "throttled-py", "slowapi", "fastapi-limiter")
 CALLERS = 32
 """Callers at once in the page's table."""
+STORM_SERVERS = (("seawall", "In front of Seawall"), ("bare", "In front of a bare uvicorn"))
+STORM_CLIENTS = (
+    ("seawall", "**seawall.client**"),
+    ("bare", "httpx, no retries"),
+    ("tenacity", "tenacity"),
+    ("httpx-retries", "httpx-retries"),
+    ("stamina", "stamina"),
+)
+STORM_PEERS = STORM_CLIENTS[2:]
+STORM_COLUMNS = (
+    ("sent", "attempts / calls, while it lasts", 1),
+    ("attempts", "attempts of a call", 1),
+    ("ok", "succeed", 100),
+    ("p99_ms", "p99 of those", 1e-3),
+    ("ok_after", "succeed, afterwards", 100),
+    ("recovery_s", "recovered after", 1),
+)
+"""Of the page's tables: the metric, its heading, and what it is multiplied with."""
+STORM_UNITS = {"ok": " %", "ok_after": " %", "p99_ms": " s", "recovery_s": " s"}
 
 
 def overhead(report: Mapping[str, Any] | None, *, plot: bool) -> str:
@@ -183,9 +204,63 @@ def shared(report: Mapping[str, Any] | None, *, plot: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
+def storm(report: Mapping[str, Any] | None, *, plot: bool) -> str:
+    """What callers make of an overload. ``report`` is the benchmark's JSON, if there is one."""
+    courses = (report or {}).get("parts", {}).get("courses", {})
+    if report is None or not courses.get("storm", {}).get("servers"):
+        return f"{NOT_YET}\n"
+    where = report["environment"]
+    versions = ", ".join(f"{name} {where['versions'][name]}" for name in ("httpx", *(each for each, _ in STORM_PEERS)))
+    run = (
+        f"Medians of {_plural(report['parts']['effort']['rounds'], 'round')}, {where['implementation']} "
+        f"{where['python']}, {where['processor']}, {where['cpus']} cores, load {where['load_average']}"
+        f"{', run before all others' if where['real_time'] else ''}, {where['at'][:10]}, commit {where['commit']}; "
+        f"{versions}.\n"
+    )
+    lines = [run]
+    for server, title in STORM_SERVERS:
+        lines += _storm_table(courses["storm"], server, title)
+    title = "A server that stands still for a second, at half its capacity"
+    lines += _storm_table(courses.get("blip", {}), "seawall", title, "ok", "attempts", "p99_ms")
+    del lines[-1]
+    lines += _verdicts(report.get("verdicts", ()))
+    if plot:
+        lines.append(f"\n![Attempts and goodput in a retry storm, by client]({FROM_PAGE}/client_storm.svg)")
+    return "\n".join(lines) + "\n"
+
+
+def _storm_table(course: Mapping[str, Any], server: str, title: str, *only: str) -> list[str]:
+    """What is known of each client in front of one server, with some of the columns or all."""
+    columns = [column for column in STORM_COLUMNS if not only or column[0] in only]
+    lines = []
+    for name, words in STORM_CLIENTS:
+        metrics = course.get("servers", {}).get(server, {}).get(name, {}).get("metrics")
+        if metrics:
+            watched = course["end"] - course["over"]
+            cells = [_storm_cell(metrics.get(metric), metric, factor, watched) for metric, _, factor in columns]
+            lines.append(f"| {words} | {' | '.join(cells)} |")
+    if not lines:
+        return []
+    headings = " | ".join(heading for _, heading, _ in columns)
+    return [f"| {title} | {headings} |", f"|---|{'--:|' * len(columns)}", *lines, ""]
+
+
+def _storm_cell(summary: Mapping[str, float] | None, metric: str, factor: float, watched: float) -> str:
+    if summary is None:
+        return "-"
+    if metric == "recovery_s" and summary["median"] > watched - 0.05:
+        return f"not in {watched:g} s"
+    return show(summary["median"] * factor) + STORM_UNITS.get(metric, "")
+
+
 SUMMARY = (
     ("overload", "Goodput and latency over load, simulated", "Under overload, simulated, beside the laws of others"),
     ("overload_real", "Goodput and latency over load, on real servers", "The same on real servers"),
+    (
+        "client_storm",
+        "Attempts and goodput in a retry storm, by client",
+        "Callers in a retry storm, beside other libraries",
+    ),
     ("redis", "What a shared decision costs with Seawall, its floors and others", "Through Redis"),
     ("overhead", "What a request costs with Seawall, its floor and other limiters", "In memory"),
 )
@@ -368,13 +443,15 @@ def current(results: Path = ROOT / RESULTS) -> dict[str, str]:
         "overhead": overhead(reports["overhead"], plot="overhead.svg" in plots),
         "redis": shared(reports["redis"], plot="redis.svg" in plots),
         "overload": overload(reports["overload"], reports["overload_real"], plots=plots),
+        "client": storm(reports["client_storm"], plot="client_storm.svg" in plots),
         "summary": summary(reports, plots=plots),
     }
 
 
 def pages(contents: Mapping[str, str]) -> Iterator[tuple[Path, str, str]]:
-    """Both pages: where, what is there, and what should be."""
-    for path, names in ((README, {"summary"}), (PAGE, contents.keys() - {"summary"})):
+    """The pages: where, what is there, and what should be."""
+    rest = contents.keys() - {"summary", "client"}
+    for path, names in ((README, {"summary"}), (CLIENT, {"client"}), (PAGE, rest)):
         text = path.read_text(encoding="utf-8")
         yield path, text, renewed(text, {name: contents[name] for name in names})
 

@@ -288,7 +288,7 @@ def test_the_parts_are_read_from_the_directory_of_results(tmp_path: Path) -> Non
     (tmp_path / "overload_real.json").write_text(json.dumps(REAL))
     (tmp_path / "overload_real.svg").touch()
     parts = bench.current(tmp_path)
-    texts = "".join(path.read_text(encoding="utf-8") for path in (bench.README, bench.PAGE))
+    texts = "".join(path.read_text(encoding="utf-8") for path in (bench.README, bench.PAGE, bench.CLIENT))
     assert set(parts) == set(re.findall(r"<!-- bench:([a-z]+) -->", texts))
     assert parts["overhead"].startswith("Not measured yet")
     assert parts["overload"] == bench.overload(None, REAL, plots={"overload_real.svg"})

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.harness import percentile
 
-WINDOW, STEP = 1.0, 0.1
+WINDOW, STEP = 2.0, 0.1
 """Recovery: what is judged at once, and how finely it is located; in seconds."""
 WANTED = 0.95
 """The part of the calls that has to succeed."""

@@ -22,7 +22,7 @@ LINES = {
 }
 """Colour and dashes by subject."""
 SERVERS = (("seawall", "in front of Seawall"), ("bare", "in front of a bare uvicorn"))
-ROWS = (("sent", "Attempts per second, as a part of C"), ("good", "Calls that succeed per second, as a part of C"))
+ROWS = (("sent", "Attempts, in multiples of capacity"), ("good", "Calls that succeed, in multiples of capacity"))
 
 
 def storm(results: Path, target: Path) -> bool:
