@@ -58,11 +58,36 @@ def pool_of(transport: Any) -> Any:
     return transport._transport._pool
 
 
-def assert_nothing_is_left(transport: Any, name: str, library: ModuleType = httpx2) -> None:
+async def cancelled_at(call: Any, at: int) -> Any:
+    """The answer of a call, or ``None`` where it was cancelled at its ``at``-th await."""
+    cancelling = CancelledAt(call, at)
+    try:
+        return await cancelling
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        assert task is not None
+        assert cancelling.was_cancelled
+        task.uncancel()
+        return None
+
+
+async def loses_connections(library: ModuleType) -> bool:
+    """Whether the library by itself loses a connection whose request is cancelled, as httpcore 1.0.9 does."""
+    with listening(script(reply(200, b"x" * 70_000))) as host:
+        for at in range(1, 100):
+            transport = library.AsyncHTTPTransport()
+            async with library.AsyncClient(transport=transport) as client:
+                answer = await cancelled_at(client.get(host.url), at)
+                if not all(connection.is_idle() for connection in transport._pool.connections):
+                    return True
+                if answer is not None:
+                    return False
+    raise AssertionError("it is never answered")
+
+
+def assert_nothing_is_left(transport: Any, name: str) -> None:
     """No connection that is not idle, nobody who waits for one, no place in flight."""
     assert transport.statistics()[name]["in_flight"] == 0
-    if library is httpx:
-        return  # httpcore 1.0.9 by itself loses a connection that is cancelled between connecting and sending
     pool = pool_of(transport)
     assert [connection for connection in pool.connections if not connection.is_idle()] == []
     assert pool._requests == []
@@ -304,6 +329,11 @@ def test_a_time_out_that_is_not_ours_is_no_deadline(library: ModuleType, run: An
 # Cancellation
 
 
+# What such a library loses is complained of when it is collected.
+unsound = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@unsound
 @libraries
 @pytest.mark.parametrize("seconds", [None, 30.0])
 async def test_a_cancellation_at_any_await_leaves_no_connection_and_no_place(
@@ -312,31 +342,24 @@ async def test_a_cancellation_at_any_await_leaves_no_connection_and_no_place(
     async def answer(heard: Heard) -> bytes | None:
         return reply(503) if "x-retry-attempt" not in heard.headers else reply(200, b"x" * 70_000)
 
-    finished = at = 0
+    finished, is_sound = 0, not await loses_connections(library)
     with listening(answer) as host:
-        while not finished:
-            at += 1
-            assert at < 500
+        for at in range(1, 500):
             transport = resilient(
                 library, timeout=seconds, retry=RetryPolicy(base=0.001), budget=lambda: RetryBudget(floor=99)
             )
             async with library.AsyncClient(transport=transport) as client:
-                call = CancelledAt(client.get(host.url), at)
-                try:
-                    answered = await call
-                except asyncio.CancelledError:
-                    task = asyncio.current_task()
-                    assert task is not None
-                    task.uncancel()
-                    assert call.was_cancelled
-                else:
-                    assert answered.status_code == 200
-                    finished += 1
-                if transport.statistics():
-                    assert_nothing_is_left(transport, host.url, library)
-    assert at > 8, "connect, send, receive, discard, sleep, send, receive, and parts of the body"
+                answered = await cancelled_at(client.get(host.url), at)
+                assert transport.statistics()[host.url]["in_flight"] == 0
+                if is_sound:
+                    assert_nothing_is_left(transport, host.url)
+            if answered is not None:
+                finished = at
+                break
+    assert finished > 8, "connect, send, receive, discard, sleep, send, receive, and parts of the body"
 
 
+@unsound
 @libraries
 async def test_a_cancellation_at_any_await_of_a_hedge_leaves_no_connection_and_no_place(library: ModuleType) -> None:
     async def answer(heard: Heard) -> bytes | None:
@@ -344,26 +367,22 @@ async def test_a_cancellation_at_any_await_of_a_hedge_leaves_no_connection_and_n
             await asyncio.sleep(0.03 if "x-retry-attempt" in heard.headers else 30)
         return reply()
 
-    finished = at = 0
+    finished, is_sound = 0, not await loses_connections(library)
     with listening(answer) as host:
-        while not finished:
-            at += 1
-            assert at < 500
+        for at in range(1, 500):
             transport = resilient(library, hedge=True)
             async with library.AsyncClient(transport=transport) as client:
                 for _ in range(LEAST):
                     await client.get(host.url)
-                call = CancelledAt(client.get(f"{host.url}/slow"), at)
-                try:
-                    answered = await call
-                except asyncio.CancelledError:
-                    task = asyncio.current_task()
-                    assert task is not None
-                    task.uncancel()
-                else:
-                    assert answered.text == "hello"
-                    finished += 1
-                assert_nothing_is_left(transport, host.url, library)
+                answered = await cancelled_at(client.get(f"{host.url}/slow"), at)
+                assert transport.statistics()[host.url]["in_flight"] == 0
+                if is_sound:
+                    assert_nothing_is_left(transport, host.url)
+            if answered is not None:
+                assert answered.text == "hello"
+                finished = at
+                break
+    assert finished > 2, "before the second is sent, and beside it"
 
 
 # Hedging
