@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 
 import faults
 from seawall.testing import ManualClock
+from seawall.watch import Watch
 from stores import Server, standalone
 
 # "ci" finds the same on every machine and every time. "dev" looks for something new, "night" looks long:
@@ -30,6 +31,12 @@ settings.register_profile("few", settings.get_profile("ci"), max_examples=20)
 settings.register_profile("dev", deadline=None, max_examples=300, print_blob=True)
 settings.register_profile("night", settings.get_profile("dev"), max_examples=10_000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.fixture(autouse=True)
+def _no_files_of_other_tests() -> None:
+    """`seawall.reload` reads every file that is watched, also of an application that an earlier test has left behind."""
+    Watch._all.clear()
 
 
 @pytest.fixture
