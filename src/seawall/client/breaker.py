@@ -126,38 +126,35 @@ class CircuitBreaker:
 
         What was begun before the state changed says nothing about what came after.
         """
-        before = self.state
-        if before is State.OPEN or now - took < self._since:
+        state = self.state
+        if state is State.OPEN or now - took < self._since:
             return False
         slow = self._slow is not None and took >= self._slow
-        if before is State.CLOSED:
-            self._note(now, failed, slow)
-        else:
-            self._made += 1
-            self._failed += failed or slow
-            has_ended = now >= self._since + self._ramp
-            if self._failed >= self.failures * self._made and (has_ended or self._made >= self.RAMP_CALLS):
-                self._open(now, longer=True)
-            elif has_ended:
-                self.state, self._since = State.CLOSED, now
-                self._window.clear()
-        return self.state is not before
+        if state is State.CLOSED:
+            window = self._window
+            window.add(now, _MADE)
+            if failed:
+                window.add(now, _FAILED)
+            if slow:
+                window.add(now, _SLOW)
+            made, fails, slows = window.totals
+            if made >= self.calls and (fails >= self.failures * made or slows >= self.slow_calls * made):
+                self._open(now, longer=now - self._since < self.pause)
+            return self.state is not state
+        self._made += 1
+        self._failed += failed or slow
+        has_ended = now >= self._since + self._ramp
+        if self._failed >= self.failures * self._made and (has_ended or self._made >= self.RAMP_CALLS):
+            self._open(now, longer=True)
+        elif has_ended:
+            self.state, self._since = State.CLOSED, now
+            self._window.clear()
+        return self.state is not state
 
     def forget(self) -> None:
         """A call that was admitted was not made, or told nothing."""
         if self.state is State.RAMPING:
             self._credit = min(1.0, self._credit + 1)
-
-    def _note(self, now: int, failed: bool, slow: bool) -> None:
-        window = self._window
-        window.add(now, _MADE)
-        if failed:
-            window.add(now, _FAILED)
-        if slow:
-            window.add(now, _SLOW)
-        made, fails, slows = window.totals
-        if made >= self.calls and (fails >= self.failures * made or slows >= self.slow_calls * made):
-            self._open(now, longer=now - self._since < self.pause)
 
     def _open(self, now: int, *, longer: bool) -> None:
         self.pause = min(self._longest_pause, 2 * self.pause) if longer else self._first_pause

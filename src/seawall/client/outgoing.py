@@ -54,18 +54,17 @@ def _timeouts(
     given: Mapping[str, float | None], connect: float | None, left: float | None
 ) -> dict[str, float | None] | None:
     """The time-outs of the library, none of them longer than there is time for; ``None`` where they are so already."""
-    at_once = _least(connect, left)
-    wanted = {"connect": _least(given.get("connect"), at_once), "pool": _least(given.get("pool"), at_once)}
-    if left is not None:
-        wanted["read"], wanted["write"] = _least(given.get("read"), left), _least(given.get("write"), left)
-    changed = {name: seconds for name, seconds in wanted.items() if given.get(name) != seconds}
-    return {**given, **changed} if changed else None
-
-
-def _least(one: float | None, other: float | None) -> float | None:
-    if one is None or other is None:
-        return other if one is None else one
-    return min(one, other)
+    at_once = connect if left is None else left if connect is None else min(connect, left)
+    wanted: dict[str, float | None] | None = None
+    for name, most in (("connect", at_once), ("pool", at_once), ("read", left), ("write", left)):
+        if most is None:
+            continue
+        seconds = given.get(name)
+        if seconds is None or seconds > most:
+            if wanted is None:
+                wanted = {**given}
+            wanted[name] = most
+    return wanted
 
 
 def _is_shorter(said: bytes, milliseconds: int) -> bool:
