@@ -243,6 +243,14 @@ def test_a_refund_undoes_its_spend_and_never_overfills(data: st.DataObject, rate
         assert rate.refund(state, now, 5 * rate.burst) == now * rate.scale
 
 
+def test_a_refund_after_a_step_back_is_of_what_the_step_has_left() -> None:
+    """A bucket may not be further from full than its ceiling; what comes back comes back to it then."""
+    rate = Rate(1, SECOND, 5)
+    state = spend(0, START, rate, 5)[0]
+    earlier = START - HOUR
+    assert rate.refund(state, earlier, 1) == rate.debit(state, earlier, 0) - rate.interval
+
+
 def test_three_a_second_drained_admits_three_after_one_second() -> None:
     """The interval of 3/s is no whole number of nanoseconds; rounded, the third would come a nanosecond late."""
     rate = Rate(3, SECOND)

@@ -308,8 +308,14 @@ def sampled(server: Server, workers: Crew, subject: Subject, commands: Sequence[
 
 
 def about_callers(seen: Sequence[Sequence[str]]) -> int:
-    """How many of these commands are not those by which instances say, every few seconds, that they live."""
-    return sum(not any(word.strip('"').endswith(HEARTBEAT) for word in words[:4]) for words in seen)
+    """How many of these commands are not those by which instances say, every few seconds, that they live, and see who
+    is blocked."""
+    return sum(not any(word.strip('"').endswith(HEARTBEAT) for word in words[:4]) for words in decisions(seen))
+
+
+def decisions(seen: Sequence[Sequence[str]]) -> list[Sequence[str]]:
+    """Without the looks at who is blocked, which come with the signs of life; no decision reads by itself."""
+    return [words for words in seen if words[0].strip('"').upper() != "GET"]
 
 
 def per_decision_exact(server: Server, workers: Crew, effort: Effort, limits: int, results: Results) -> float | None:
@@ -362,10 +368,7 @@ def audit(server: Server, workers: Crew, subject: Subject) -> None:
     """Hold the rule by which round trips are counted against what came over the wire."""
     command = {"do": "run", "callers": 4, "calls": AUDITED}
     seen, done = server.watched(partial(workers.tell, subject.name, [command]))
-    seen = [
-        words for words in seen if words[0] != "GET"
-    ]  # who is blocked: with each sign of life, for nobody's decision
-    if len(seen) != done.round_trips(subject.sends):
+    if len(decisions(seen)) != done.round_trips(subject.sends):
         names = Counter(words[0] for words in seen)
         raise Failed(f"over the wire came {dict(names)}, counted were {done.round_trips(subject.sends)}")
 

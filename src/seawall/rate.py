@@ -104,7 +104,8 @@ class Rate:
 
     def refund(self, state: int, now: int, cost: int) -> int:
         """The bucket after ``cost`` tokens came back; what has been refilled meanwhile does not overflow."""
-        return max(state - cost * self.interval, now * self.scale)
+        full = now * self.scale
+        return max(min(state, full + self.ceiling) - cost * self.interval, full)
 
 
 def round_half_up(numerator: int, denominator: int) -> int:
