@@ -570,6 +570,27 @@ def test_what_keeps_a_file_from_being_read_is_told_from_what_is_wrong_in_it(tmp_
             load(path)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no FIFOs")
+@pytest.mark.parametrize("name", ["seawall.yaml", "tenants.d/a.yaml"])
+@pytest.mark.parametrize("what", ["a pipe", "a device", "a directory"])
+def test_what_is_no_regular_file_is_refused_at_its_place_and_at_once(what: str, name: str, tmp_path: Path) -> None:
+    main = files(tmp_path, main=SMALLEST + "include: tenants.d/a.yaml\n")
+    path = tmp_path / name
+    path.unlink(missing_ok=True)
+    if what == "a pipe":
+        os.mkfifo(path)
+    elif what == "a device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+    report = check(main)
+    (found,) = report.errors
+    why = "Is a directory" if what == "a directory" else "it is not a regular file"
+    assert (found.file, found.code, report.unreadable) == (str(path), "E000", True)
+    assert found.message == f"cannot be read: {why}"
+    assert fingerprint(main, report.includes) == report.seen
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_a_file_without_permission_is_unreadable(tmp_path: Path) -> None:  # pragma: no cover
     path = tmp_path / "secret.yaml"

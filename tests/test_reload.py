@@ -186,6 +186,16 @@ async def test_a_file_that_is_gone_leaves_in_force_what_was(bench: Bench) -> Non
     assert await bench.left() == '"rate";r=9;t=6'
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no FIFOs")
+async def test_a_file_that_becomes_a_pipe_is_not_waited_for(bench: Bench) -> None:
+    bench.begin(plans("10/minute"))
+    bench.path.unlink()
+    os.mkfifo(bench.path)
+    bench.watch.look()
+    assert "not a regular file" in (bench.watch.state.error or "")
+    assert await bench.left() == '"rate";r=9;t=6'
+
+
 async def test_what_cannot_be_put_in_force_is_an_error_like_any_other(bench: Bench) -> None:
     """A tenant may be anybody's here, so that a policy without a default plan cannot hold."""
     text = f"{HEAD}plans: {{a: {{rate: 1/minute}}, b: {{rate: 2/minute}}}}\ndefaults: {{plan: a, anonymous_plan: b}}\n"

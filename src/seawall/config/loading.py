@@ -6,11 +6,13 @@ no sense: an unreadable file, broken YAML. Everything else is collected, so that
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import stat
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from glob import glob
+from glob import glob, has_magic
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, final
@@ -25,6 +27,7 @@ from seawall.policy import Policy
 
 MAX_FILES = 1000
 MAX_TOTAL_BYTES = 16 * MAX_BYTES
+_AT_ONCE = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
 
 
 @final
@@ -88,8 +91,7 @@ def _open(name: str) -> tuple[Document, bytes]:
     """The file as data. What is wrong with it as a file or as YAML is in its problems."""
     document = Document(name, complete=False)
     try:
-        with open(name, "rb") as file:
-            content = file.read(MAX_BYTES + 1)
+        content = _bytes_of(name)
     except (OSError, ValueError) as error:
         # A ValueError is a path with a NUL in it.
         why = (error.strerror if isinstance(error, OSError) else None) or str(error)
@@ -175,10 +177,17 @@ def _mark(contents: Iterable[tuple[Path, bytes]]) -> str:
 def _content(file: Path) -> bytes:
     """What can be read of a file, as far as that matters; nothing of one that cannot be read."""
     try:
-        with open(file, "rb") as opened:
-            return opened.read(MAX_BYTES + 1)
+        return _bytes_of(file)
     except (OSError, ValueError):
         return b""
+
+
+def _bytes_of(path: str | os.PathLike[str]) -> bytes:
+    """The content of a regular file, as far as it matters. A pipe or a device may keep a reader waiting for ever."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | _AT_ONCE)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file")
+        return file.read(MAX_BYTES + 1)
 
 
 def _validate_included(document: Document) -> schema.Included | None:
@@ -207,13 +216,16 @@ def _included(main: Document, base: Path, own: Path | None) -> Sequence[Path]:
 
 
 def _matches(patterns: Iterable[str], base: Path, own: Path | None) -> list[Path]:
-    """The files that ``patterns`` find below ``base``, each once, without ``own``, sorted."""
+    """The files that ``patterns`` find below ``base``, each once, without ``own``, sorted.
+
+    Directories are not what a wildcard is meant for; a name that is one is left to be reported.
+    """
     found: dict[str, Path] = {}
     for pattern in patterns:
         for match in glob(pattern, root_dir=base):
             path = base / match
             # Not by methods of the path, which raise where it leads in a circle or into what may not be entered.
-            if not os.path.isdir(path) and not (own is not None and _same(path, own)):
+            if not (has_magic(pattern) and os.path.isdir(path)) and not (own is not None and _same(path, own)):
                 found.setdefault(os.path.realpath(path), path)
     return sorted(found.values())
 
