@@ -297,6 +297,30 @@ def test_a_time_out_of_the_library_at_the_deadline_says_so(library: ModuleType, 
     assert played.error.__cause__ is error
 
 
+class OddTimeout(httpx2.ReadTimeout):
+    """As a transport of somebody's own may raise it."""
+
+    def __init__(self, code: int, host: str) -> None:
+        super().__init__(f"{host}: {code}")
+        self.code = code
+
+
+def test_a_time_out_of_a_transport_s_own_is_still_caught_at_the_deadline(clock: ManualClock) -> None:
+    played = play(caller(clock, timeout=1.0), [OddTimeout(7, "there")], clock, took=1.0)
+    assert isinstance(played.error, errors.DeadlineExceeded)
+    assert isinstance(played.error, OddTimeout)
+    assert played.error.code == 7
+    assert played.error.request.url == URL
+
+
+def test_a_deadline_of_a_client_inside_the_transport_is_one(clock: ManualClock) -> None:
+    """As of an application that is called in its own process, and calls others itself."""
+    inner = errors.also(errors.DeadlineExceeded, httpx2.ReadTimeout)("no time is left to call")
+    played = play(caller(clock, timeout=1.0), [inner], clock, took=1.0)
+    assert isinstance(played.error, errors.DeadlineExceeded)
+    assert played.error.__cause__ is inner
+
+
 def test_another_error_at_the_deadline_is_what_it_is(clock: ManualClock) -> None:
     played = play(caller(clock, timeout=1.0), [httpx2.ReadError("broken")], clock, took=1.0)
     assert (type(played.error), played.ended) == (httpx2.ReadError, "deadline")
@@ -325,6 +349,14 @@ def test_an_exhausted_budget_keeps_the_error_that_there_was(library: ModuleType,
     assert played.error.request is error.request
     assert str(played.error) == "it broke (not tried again: the retry budget is exhausted)"
     assert (played.attempts, played.ended) == ([kind], "budget")
+
+
+def test_a_budget_that_was_exhausted_inside_the_transport_is_no_other_mistake(clock: ManualClock) -> None:
+    inner = errors.also(errors.RetryBudgetExhausted, httpx2.ReadError)("it broke")
+    played = play(caller(clock, budget=lambda: RetryBudget(floor=0)), [inner], clock)
+    assert isinstance(played.error, errors.RetryBudgetExhausted)
+    assert (played.error.__cause__, played.ended) == (inner, "budget")
+    assert str(played.error) == "it broke (not tried again: the retry budget is exhausted)"
 
 
 def test_an_exhausted_budget_takes_no_answer_away(clock: ManualClock) -> None:

@@ -163,6 +163,13 @@ def test_an_error_goes_to_another_process_and_back(library: ModuleType, kind: ty
     assert again.request.method == "GET"
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_error_that_is_only_ours_does_so_too(kind: type[ClientError]) -> None:
+    """Which is how a test stands in for a client."""
+    again = pickle.loads(pickle.dumps(kind("why")))
+    assert (type(again), again.args) == (kind, ("why",))
+
+
 def test_each_reason_is_another() -> None:
     assert len({kind.reason for kind in KINDS} - {""}) == len(KINDS)
 

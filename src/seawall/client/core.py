@@ -334,18 +334,15 @@ class Caller:
             breaker.forget()
         return failure
 
-    def _error(self, error: Exception | None, request: Request, deadline: int | None) -> Exception:
+    def _error(self, error: Exception | None, request: Request, deadline: int | None) -> Any:
         """What has gone wrong, where that is that the time is over as what it is."""
         module = self.library.module
-        base = module.ReadTimeout
-        if error is not None:
-            if deadline is None or deadline - self.clock() > 0 or not isinstance(error, module.TimeoutException):
-                return error
-            base = type(error)
-        late: Exception = errors.also(errors.DeadlineExceeded, base)(
-            "no answer in the time that was left", request=request
-        )
-        late.__cause__ = error
+        if error is not None and (
+            deadline is None or deadline - self.clock() > 0 or not isinstance(error, module.TimeoutException)
+        ):
+            return error
+        late = errors.also_of(errors.DeadlineExceeded, module.ReadTimeout("") if error is None else error)
+        late.args, late.request, late.__cause__ = ("no answer in the time that was left",), request, error
         return late
 
     def _patience(self, request: Request, response: Response, deadline: int | None) -> float:

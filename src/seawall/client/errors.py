@@ -15,12 +15,6 @@ class ClientError(Exception):
     attempts: tuple[Any, ...] = ()
     reason: ClassVar[str] = ""
     """What it is called in metrics, and in the extension ``retries_ended``."""
-    kind: ClassVar[type[ClientError]]
-    base: ClassVar[type[Exception]]
-    """The two classes that a class of `also` is made of."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _again, (self.kind, self.base, self.args, self.__dict__)
 
 
 class NotSent(ClientError):
@@ -66,10 +60,17 @@ _made: dict[tuple[type, type], Any] = {}
 
 
 def also(kind: type[ClientError], base: type[Exception]) -> Any:
-    """The class of errors that are both."""
+    """The class of errors that are both: ``base`` itself where that is of ``kind``, as errors of a client within the
+    transport of another one are."""
+    if issubclass(base, kind):
+        return base
     made = _made.get((kind, base))
     if made is None:
-        parts = {"__module__": kind.__module__, "__doc__": kind.__doc__, "kind": kind, "base": base}
+
+        def reduced(error: Exception) -> tuple[Any, ...]:
+            return _again, (kind, base, error.args, error.__dict__)
+
+        parts = {"__module__": kind.__module__, "__doc__": kind.__doc__, "__reduce__": reduced}
         made = _made[kind, base] = type(kind.__name__, (kind, base), parts)
     return made
 
