@@ -535,6 +535,59 @@ async def test_of_two_changes_the_later_one_holds_though_the_loop_hears_of_it_fi
     assert await bench.left() == '"rate";r=29;t=2'
 
 
+def last_step(bench: Bench, change: Callable[[], None]) -> None:
+    """Serve on a loop that ends before it comes to what it is told by ``change`` in a thread."""
+    loop = asyncio.new_event_loop()
+    bench.shell._loops.add(loop)
+
+    def step() -> None:
+        other = threading.Thread(target=change)
+        other.start()
+        other.join()
+        loop.stop()
+
+    loop.call_soon(step)
+    loop.run_forever()
+    loop.close()
+
+
+@pytest.mark.parametrize("again", ["look", "reload"])
+def test_what_a_loop_did_not_come_to_before_it_ended_is_done_on_the_next(bench: Bench, again: str) -> None:
+    bench.begin(plans("10/minute"))
+    where: list[Any] = []
+    follow = bench.shell._follow
+    bench.shell._follow = lambda *given: (where.append(asyncio._get_running_loop()), follow(*given))
+    last_step(bench, lambda: bench.change(plans("20/minute")))
+    assert bench.shell.policy is not bench.watch.policy
+
+    async def serve() -> None:
+        loop = asyncio.get_running_loop()
+        bench.shell._loops.add(loop)
+        await asyncio.to_thread(getattr(bench.watch, again))
+        assert await bench.left() == '"rate";r=19;t=3'
+        assert where == [loop]
+
+    asyncio.run(serve())
+
+
+def test_what_no_loop_is_there_for_is_done_without(bench: Bench) -> None:
+    bench.begin(plans("10/minute"))
+    last_step(bench, lambda: bench.change(plans("20/minute")))
+    bench.watch.look()
+    assert bench.shell.policy is bench.watch.policy
+
+
+async def test_who_reloads_on_the_loop_that_has_been_told_does_not_wait_for_it(bench: Bench) -> None:
+    bench.begin(plans("10/minute"))
+    bench.shell._loops.add(asyncio.get_running_loop())
+    looking = threading.Thread(target=bench.change, args=[plans("20/minute")])
+    looking.start()
+    looking.join()
+    assert bench.shell.policy is not bench.watch.policy
+    seawall.reload()
+    assert bench.shell.policy is bench.watch.policy
+
+
 async def test_a_working_directory_that_is_gone_is_no_matter_to_a_path_that_was_not(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,7 +19,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from math import inf
 from pathlib import Path
 from time import sleep, time
@@ -99,6 +98,7 @@ class Watch:
         self._chore: ticker.Chore | None = None
         self._changes: deque[dict[str, Any]] = deque(maxlen=_CHANGES)
         self._recorded = False
+        self._swap = _Swap()
 
     def __repr__(self) -> str:
         return f"<Watch of {self._given}, {self.state.applied} reloads, {self.state.failed} failed>"
@@ -154,6 +154,7 @@ class Watch:
         with self._busy:
             if not self._recorded:
                 self._record(None)
+            self._swap.recover(self._loop)
             seen = self._fingerprint()
             if seen != self._read.seen:
                 self._settle(seen)
@@ -186,33 +187,31 @@ class Watch:
         """What is wrong, or an event: that it is in force."""
         report = self._read = check(self.path)
         before = self.policy
-        done = threading.Event()
         try:
             policy = _policy_of(report)
             changed = policy.digest != self.policy.digest
             if changed:
-                self._apply(policy, done)
+                self._apply(policy)
             else:
-                done.set()
+                self._swap.recover(self._loop)
         except ConfigError as error:
             self._failed(error)
             return error
         if changed or self.state.error is not None:
             self._succeeded(before)
-        return done
+        return self._swap.done
 
-    def _apply(self, policy: Policy, done: threading.Event) -> None:
-        subscribers = list(self._subscribers)
-        swaps = [one.prepare(policy) for one in subscribers]
+    def _apply(self, policy: Policy) -> None:
+        swap = _Swap(*[one.prepare(policy) for one in list(self._subscribers)])
         self.policy = policy
-        loop = next((one.loop for one in subscribers if one.loop is not None), None)
-        _on(loop, partial(self._swap, policy, swaps), done)
+        self._swap.steps, self._swap = (), swap  # or the loop might come to the one before last
+        swap.hand_to(self._loop)
         self._schedule()
 
-    def _swap(self, policy: Policy, swaps: Sequence[Callable[[], None]]) -> None:
-        if self.policy is policy:  # and the loop was not told of another one first
-            for each in swaps:
-                each()
+    @property
+    def _loop(self) -> asyncio.AbstractEventLoop | None:
+        """The loop that serves, as far as is known."""
+        return next((one.loop for one in list(self._subscribers) if one.loop is not None), None)
 
     def _succeeded(self, before: Policy) -> None:
         changed = before is not self.policy
@@ -277,22 +276,44 @@ def _policy_of(report: Report) -> Policy:
     return report.policy
 
 
-def _on(loop: asyncio.AbstractEventLoop | None, put_in_force: Callable[[], None], done: threading.Event) -> None:
-    """Call ``put_in_force`` in one step of ``loop``, or here where there is none or this is it."""
+@final
+class _Swap:
+    """The ``steps`` by which a policy comes into force, all in one step of an event loop and no more than once."""
 
-    def swap() -> None:
+    def __init__(self, *steps: Callable[[], None]) -> None:
+        self.steps = steps
+        self.done = threading.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        if not steps:
+            self.done.set()
+
+    def __repr__(self) -> str:
+        return f"<Swap of {len(self.steps)}, {'done' if self.done.is_set() else 'with its loop'}>"
+
+    def __call__(self) -> None:
+        steps, self.steps, self._loop = self.steps, (), None
         try:
-            put_in_force()
+            for each in steps:
+                each()
         finally:
-            done.set()
+            self.done.set()
 
-    if loop is None or loop is asyncio._get_running_loop() or not loop.is_running():
-        return swap()
-    try:
-        loop.call_soon_threadsafe(swap)
-    except RuntimeError:  # closed in this very moment
-        swap()
-    return None
+    def hand_to(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        """Have it done by ``loop``, or here where there is none or this is it."""
+        self._loop = loop
+        if loop is None or loop is asyncio._get_running_loop() or not loop.is_running():
+            return self()
+        try:
+            loop.call_soon_threadsafe(self)
+        except RuntimeError:  # closed in this very moment
+            self()
+        return None
+
+    def recover(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        """Hand it to ``loop`` if the one that has it ended before it came to it, or is kept from it by the caller."""
+        held = self._loop
+        if held is not None and (not held.is_running() or held is asyncio._get_running_loop()):
+            self.hand_to(loop)
 
 
 def reload_all() -> None:
