@@ -535,6 +535,15 @@ def test_routes_and_hosts_that_are_remembered_are_bounded(clock: ManualClock) ->
     assert repr(calls) == "<Caller of 1000 hosts through httpx2>"
 
 
+def test_a_circuit_that_is_forgotten_is_not_counted_as_open(clock: ManualClock) -> None:
+    calls = caller(clock, breaker=lambda: CircuitBreaker(calls=1), retry=RetryPolicy(attempts=1))
+    leave(play(calls, [500], clock))
+    assert host_of(calls).open_circuits == 1
+    for number in range(MOST_ROUTES):
+        leave(play(calls, [200], clock, sent=request(extensions={"route": str(number)})))
+    assert host_of(calls).open_circuits == 0
+
+
 @pytest.mark.parametrize(
     ("url", "name"),
     [
@@ -853,6 +862,14 @@ def test_a_route_s_circuit_is_named(clock: ManualClock, caplog: pytest.LogCaptur
     calls = caller(clock, breaker=lambda: CircuitBreaker(calls=1), route=lambda _: "search")
     leave(play(calls, [500], clock))
     assert caplog.records[0].getMessage() == "the circuit to http://host.test, route search, is open for 5 s"
+
+
+def test_a_route_writes_no_lines_of_its_own(clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
+    calls = caller(clock, breaker=lambda: CircuitBreaker(calls=1), route=lambda request: request.url.path)
+    leave(play(calls, [500], clock, sent=request(url=f"{URL}a%0AERROR%20all%20is%20lost\u202e")))
+    assert caplog.records[0].getMessage() == (
+        "the circuit to http://host.test, route '/a\\nERROR all is lost\\u202e', is open for 5 s"
+    )
 
 
 def test_an_exhausted_budget_is_logged_when_it_begins_and_when_it_is_over(

@@ -67,7 +67,9 @@ class Host:
         if breaker is None:
             breaker = breakers[route] = make()
             if len(breakers) > MOST_ROUTES:
-                breakers.popitem(last=False)
+                _, forgotten = breakers.popitem(last=False)
+                if forgotten.state is not State.CLOSED:
+                    self._count_open()
         elif len(breakers) > 1:
             breakers.move_to_end(route)
         return breaker
@@ -163,16 +165,21 @@ class Host:
         self.meters.show()
 
     def _changed(self, breaker: CircuitBreaker) -> None:
-        self.open_circuits = sum(one.state is not State.CLOSED for one in self.breakers.values())
-        self._show()
+        self._count_open()
         route = next((name for name, one in self.breakers.items() if one is breaker), "")
         state = {
             State.CLOSED: "closed",
             State.OPEN: f"open for {breaker.pause / SECOND:g} s",
             State.RAMPING: "closing by degrees",
         }[breaker.state]
-        where = f"{self.name}, route {route}," if route else self.name
+        # A route may be a part of the path, which may have line breaks in it.
+        shown = route if route.isprintable() else ascii(route)
+        where = f"{self.name}, route {shown}," if route else self.name
         self._say(f"circuit_{breaker.state.value}", "the circuit to %s is %s", where, state)
+
+    def _count_open(self) -> None:
+        self.open_circuits = sum(one.state is not State.CLOSED for one in self.breakers.values())
+        self._show()
 
     def _say(self, event: str, text: str, *values: str) -> None:
         logger.warning(text, *values, extra={"event": event, "host": self.name})
