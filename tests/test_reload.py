@@ -313,6 +313,36 @@ async def test_middlewares_of_one_file_change_together(bench: Bench) -> None:
     assert bench.counted("seawall_requests_total", outcome="allowed", priority="normal") == 2
 
 
+def by_two_names(bench: Bench, reload: str) -> tuple[Any, Any, str]:
+    """Two middlewares, the names of whose files lead to one, and what it says."""
+    text = plans("20/minute").replace("reload: off", f"reload: {reload}")
+    bench.path.write_text(text.replace("20", "10"))
+    link = bench.path.with_name("link.yaml")
+    link.symlink_to(bench.path)
+    one, other = (Seawall(hello, path, registry=CollectorRegistry()) for path in (bench.path, link))
+    assert one._watch is not other._watch
+    return one, other, text
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_who_knows_a_file_by_another_name_looks_as_soon_as_it_has_changed(bench: Bench) -> None:
+    one, other, text = by_two_names(bench, "1h")
+    bench.path.write_text(text)
+    one._watch.look()
+    until(lambda: other._watch.state.applied == 1)
+    assert other.policy.digest == one.policy.digest
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_who_does_not_want_to_reload_does_not_when_others_do(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other, text = by_two_names(bench, "off")
+    looked = list[object]()
+    monkeypatch.setattr(Watch, "look_soon", looked.append)
+    bench.path.write_text(text)
+    one._watch.look()
+    assert (one.policy.digest == other.policy.digest, looked) == (False, [])
+
+
 async def test_a_second_middleware_finds_the_file_as_it_is(bench: Bench) -> None:
     bench.begin(plans("10/minute"))
     bench.path.write_text(plans("20/minute"))

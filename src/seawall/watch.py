@@ -220,6 +220,10 @@ class Watch:
             said = self._record(before)
             extra = {"event": "reload", "digest": digest, "changes": len(said)}
             logger.info("%s has changed and is in force (%s): %s", self.path, digest, _some(said), extra=extra)
+            for other in list(Watch._all.values()):
+                # It may be the same file by another name, or include the same.
+                if other is not self and other.every is not None:
+                    other.look_soon()
         else:
             logger.info("%s is right again (%s)", self.path, digest, extra={"event": "reload", "digest": digest})
         self._tell("ok")
