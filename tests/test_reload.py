@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -737,6 +738,19 @@ def test_each_change_is_appended_to_the_history(bench: Bench, tmp_path: Path) ->
     assert list(records[-1].files) == [str(bench.path)]
     assert history.verify(path) is None
     assert [change["seq"] for change in bench.watch.changes()] == [1, 2, 3]
+
+
+def test_the_first_record_is_of_the_files_that_the_policy_is_made_of(bench: Bench, tmp_path: Path) -> None:
+    more = "history: seawall.history.jsonl\n"
+    bench.path.write_text(plans("10/minute", more))
+    watch = Watch.of(bench.path)
+    bench.path.write_text(plans("20/fortnight", more))
+    with pytest.raises(ConfigError):
+        Watch.of(bench.path)
+    watch.look()
+    (record,) = history.read(tmp_path / "seawall.history.jsonl")
+    assert record.digest == watch.policy.digest
+    assert record.files == {str(bench.path): sha256(plans("10/minute", more).encode()).hexdigest()}
 
 
 def test_a_history_that_cannot_be_written_keeps_nobody_from_changing(

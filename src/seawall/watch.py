@@ -91,7 +91,7 @@ class Watch:
         self._given, self._absolute = path, os.path.abspath(path)
         report = check(path)
         self.policy = _policy_of(report)
-        self._read = report
+        self._read = self._right = report
         self.state = ReloadState(loaded_at=time())
         self._subscribers: WeakSet[Subscriber] = WeakSet()
         self._busy = threading.RLock()
@@ -194,6 +194,7 @@ class Watch:
                 self._apply(policy)
             else:
                 self._swap.recover(self._loop)
+            self._right = report
         except ConfigError as error:
             self._failed(error)
             return error
@@ -244,7 +245,7 @@ class Watch:
                 self._changes.append(one)
             return said
         path = Path(self._absolute).parent / policy.history
-        files = dict(zip(map(str, self.files), self._read.hashes, strict=True))
+        files = dict(zip(map(str, self._right.files), self._right.hashes, strict=True))
         try:
             history.append(path, policy, files, now, before)
             self._changes = deque((one.as_dict() for one in history.read(path, _CHANGES)), maxlen=_CHANGES)
