@@ -521,6 +521,53 @@ def test_where_both_break_there_is_an_error(library: ModuleType, run: Any) -> No
 
 
 @libraries
+def test_a_loser_that_cannot_be_closed_takes_no_answer_away(library: ModuleType, run: Any) -> None:
+    closed: list[int] = []
+    first: Any = None
+    second: Any = None
+
+    class Body(library.AsyncByteStream):  # type: ignore[misc, name-defined]
+        def __init__(self, status: int) -> None:
+            self.status = status
+
+        async def __aiter__(self) -> Any:
+            yield b"body"
+
+        async def aclose(self) -> None:
+            closed.append(self.status)
+            if self.status == 503:
+                raise library.WriteError("the connection is gone")
+
+    class Odd(library.AsyncBaseTransport):  # type: ignore[misc, name-defined]
+        calls = 0
+
+        async def handle_async_request(self, request: Any) -> Any:
+            self.calls += 1
+            if self.calls <= LEAST:
+                return library.Response(200)
+            if "x-retry-attempt" in request.headers:
+                second.set()
+                await first.wait()
+                return library.Response(200, stream=Body(200))
+            await second.wait()
+            first.set()
+            return library.Response(503, stream=Body(503))
+
+    async def main() -> None:
+        nonlocal first, second
+        first, second = anyio.Event(), anyio.Event()
+        transport = ResilientTransport(Odd(), hedge=True)
+        async with library.AsyncClient(transport=transport) as client:
+            for _ in range(LEAST):
+                await client.get("http://host.test/")
+            answer = await client.get("http://host.test/")
+        assert (answer.status_code, answer.text, len(answer.extensions["attempts"])) == (200, "body", 1)
+        assert closed == [503, 200]
+
+    run(main)
+
+
+@libraries
 def test_a_budget_that_is_empty_denies_the_second(library: ModuleType, run: Any) -> None:
     async def answer(heard: Heard) -> bytes | None:
         await asyncio.sleep(0.3)
@@ -696,6 +743,45 @@ def test_an_error_that_was_caught_leaves_nothing_to_the_garbage_collector(librar
         assert [reference() for reference in gone] == [None] * 6
     finally:
         gc.enable()
+
+
+@libraries
+def test_neither_do_the_errors_of_a_hedge(library: ModuleType, run: Any) -> None:
+    second: Any = None
+
+    class Breaking(library.AsyncBaseTransport):  # type: ignore[misc, name-defined]
+        calls = 0
+
+        async def handle_async_request(self, request: Any) -> Any:
+            self.calls += 1
+            if self.calls <= LEAST:
+                return library.Response(200)
+            if "x-retry-attempt" in request.headers:
+                second.set()
+            await second.wait()
+            raise library.ReadError("it broke")
+
+    async def main() -> None:
+        nonlocal second
+        second = anyio.Event()
+        transport = ResilientTransport(Breaking(), hedge=True, retry=RetryPolicy(attempts=1))
+        for _ in range(LEAST):
+            await transport.handle_async_request(library.Request("GET", "http://host.test/"))
+        gc.collect()
+        gc.disable()
+        try:
+            request = library.Request("GET", "http://host.test/")
+            gone = weakref.ref(request)
+            with pytest.raises(library.ReadError) as caught:
+                await transport.handle_async_request(request)
+            assert caught.value.attempts[0].hedged
+            del request, caught
+            await anyio.lowlevel.checkpoint()
+            assert gone() is None
+        finally:
+            gc.enable()
+
+    run(main)
 
 
 # The clients

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -33,15 +34,14 @@ async def first_of_two(
         return is_good(answer)
 
     async def run(request: Request, is_second: bool) -> None:
+        # No name for what comes: an error and a frame that knows it keep each other for the garbage collector.
         nonlocal running
-        answer: Any
         try:
-            answer = await send(request)
+            answers.append((await send(request), is_second))
         except Exception as error:
-            answer = error
-        answers.append((answer, is_second))
+            answers.append((error, is_second))
         running -= 1
-        if not running or decides(answer):
+        if not running or decides(answers[-1][0]):
             done.set()
 
     best: tuple[Any, bool] | None = None
@@ -58,8 +58,7 @@ async def first_of_two(
                 await done.wait()
             both.cancel_scope.cancel()
         # Decided, answered at all, or else whichever.
-        order = sorted(answers, key=lambda pair: (not decides(pair[0]), isinstance(pair[0], Exception)))
-        best = order[0]
+        best = min(answers, key=lambda pair: (not decides(pair[0]), isinstance(pair[0], Exception)))
         if isinstance(best[0], Exception):
             raise best[0]
         return best
@@ -68,6 +67,7 @@ async def first_of_two(
         with anyio.CancelScope(shield=True):
             for answer in losers:
                 if not isinstance(answer, Exception):
-                    await answer.aclose()
+                    with suppress(transport_error):  # or the best one would be lost, and its connection with it
+                        await answer.aclose()
         answers.clear()
         best = None
