@@ -35,6 +35,7 @@ from seawall.client import (
 )
 from seawall.client.hedging import first_of_two
 from seawall.client.latency import LEAST
+from seawall.testing import ManualClock
 
 AT_ONCE = RetryPolicy(base=0, throttled_base=0)
 """No waits, or a suite of them takes minutes."""
@@ -665,6 +666,27 @@ def test_a_refusal_that_breaks_off_is_tried_again_by_code_that_blocks(library: M
 
 
 @libraries
+def test_a_refusal_that_drips_is_not_waited_for_by_code_that_blocks(library: ModuleType) -> None:
+    clock, left = ManualClock(), []
+
+    class Dripping(library.SyncByteStream):  # type: ignore[misc, name-defined]
+        def __iter__(self) -> Any:
+            for part in range(100):
+                clock.advance(0.3)
+                left.append(part)
+                yield b"x"
+
+        def close(self) -> None:
+            left.append("closed")
+
+    answers = iter([library.Response(503, headers={"content-length": "100"}, stream=Dripping()), library.Response(200)])
+    transport = SyncResilientTransport(library.MockTransport(lambda _: next(answers)), retry=AT_ONCE, clock=clock)
+    with library.Client(transport=transport) as client:
+        assert client.get("http://host.test/").status_code == 200
+    assert left == [0, 1, 2, 3, "closed"], "it is given a second"
+
+
+@libraries
 def test_a_deadline_ends_a_call_that_blocks(library: ModuleType) -> None:
     async def hang(heard: Heard) -> bytes | None:
         await asyncio.sleep(60)
@@ -871,6 +893,8 @@ def test_two_around_each_other_are_a_mistake() -> None:
         ResilientTransport(ResilientTransport())
     with pytest.raises(ValueError, match="the transport is resilient already"):
         Client(transport=SyncResilientTransport())
+    with pytest.raises(ValueError, match="the transport is resilient already"):
+        Client(mounts={"all://host.test": SyncResilientTransport()})
 
 
 @pytest.mark.parametrize("options", [{"concurrency": 0}, {"timeout": 0}, {"timeout": float("nan")}, {"connect": -1}])

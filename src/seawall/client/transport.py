@@ -13,7 +13,7 @@ import anyio
 
 from seawall.client.breaker import CircuitBreaker
 from seawall.client.budget import RetryBudget
-from seawall.client.core import CONNECT, Caller, Discard, Options, Send, Sleep
+from seawall.client.core import CONNECT, SECOND, Caller, Discard, Options, Send, Sleep
 from seawall.client.hedging import first_of_two
 from seawall.client.host import Host
 from seawall.client.library import Library, default
@@ -59,8 +59,7 @@ class _Resilient:
         for name, seconds in (("timeout", timeout), ("connect", connect)):
             if seconds is not None and not seconds > 0:
                 raise ValueError(f"{name} is more than 0 seconds, or None for any, not {seconds}")
-        if isinstance(transport, _Resilient):
-            raise ValueError("the transport is resilient already, and two would try again what the other has tried")
+        _check_plain(transport)
         library = DEFAULT if transport is None else Library.of(transport)
         self._transport: Any = getattr(library.module, self._usual)() if transport is None else transport
         options = Options(
@@ -103,6 +102,7 @@ class _Resilient:
 
     def around(self, transport: Any) -> Any:
         """Another one, around ``transport``, that shares everything that this one knows."""
+        _check_plain(transport)
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__, _transport=transport)
         return other
@@ -283,12 +283,23 @@ class SyncResilientTransport(_Resilient, BaseTransport):
         try:
             try:
                 if step.within:
-                    parts = list(stream)
+                    parts = self._read(stream, step.within)
             finally:
                 stream.close()
         except self._error:
             return False
         return self._kept(response, parts)
+
+    def _read(self, stream: Any, within: float) -> list[bytes] | None:
+        """All parts; ``None`` where they take longer, which shows with the next one."""
+        clock = self._caller.clock
+        until = clock() + int(within * SECOND)
+        parts = []
+        for part in stream:
+            parts.append(part)
+            if clock() > until:
+                return None
+        return parts
 
 
 class _Body:
@@ -333,6 +344,11 @@ class _SyncBody(_Body):
 def _of(kind: type[_Body], base: Any) -> Any:
     """``kind`` as a stream of the library: its clients ask whether it is one."""
     return type(kind.__name__, (kind, base), {})
+
+
+def _check_plain(transport: object) -> None:
+    if isinstance(transport, _Resilient):
+        raise ValueError("the transport is resilient already, and two would try again what the other has tried")
 
 
 def _is_good(response: Response) -> bool:
