@@ -283,7 +283,7 @@ def test_an_answer_that_comes_too_late_is_an_error(library: ModuleType, clock: M
     assert isinstance(played.error, errors.DeadlineExceeded)
     assert isinstance(played.error, library.ReadTimeout)
     assert played.error.request.url == URL
-    assert played.attempts == ["DeadlineExceeded"]
+    assert (played.attempts, played.ended) == (["DeadlineExceeded"], "deadline_exceeded")
 
 
 @libraries
@@ -680,6 +680,14 @@ def test_there_is_no_hedge_where(
     why: str, method: str, options: dict[str, Any], extensions: dict[str, Any], clock: ManualClock
 ) -> None:
     assert first_step(hedging(clock, **options), request(method, extensions=extensions)).hedge is None
+
+
+@pytest.mark.parametrize(("after", "is_sent"), [(0.289, True), (0.29, False), (0.5, False)])
+def test_there_is_no_hedge_that_would_not_even_arrive(after: float, is_sent: bool, clock: ManualClock) -> None:
+    calls = hedging(clock)
+    step: Any = first_step(calls, request(extensions={"deadline": 0.3}))
+    clock.advance(after)
+    assert (step.hedge(step) is not None, step.cost > 0, host_of(calls).budget.tokens < 50) == (is_sent,) * 3
 
 
 def test_there_is_no_hedge_of_a_streaming_body(clock: ManualClock) -> None:

@@ -216,7 +216,7 @@ class Caller:
                         return _given(response, attempts, again), host
                     if again == "budget":
                         raise _told(errors.also_of(errors.RetryBudgetExhausted, error), attempts, again) from error
-                    raise _told(error, attempts, again) from error.__cause__
+                    raise _told(error, attempts, again or getattr(error, "reason", "")) from error.__cause__
                 waited, cost = again
                 try:
                     if response is not None:
@@ -293,8 +293,10 @@ class Caller:
             if usual is not None and (left is None or left > usual):
 
                 def hedge(step: Send) -> Request | None:
-                    step.cost = host.may_hedge(breaker, self.options.concurrency)
-                    return self._outgoing(request, self._left(deadline), around, number + 1) if step.cost else None
+                    left = self._left(deadline)
+                    if left is None or left > TRAVEL:
+                        step.cost = host.may_hedge(breaker, self.options.concurrency)
+                    return self._outgoing(request, left, around, number + 1) if step.cost else None
 
                 step.hedge_after, step.hedge = usual, hedge
         return step
