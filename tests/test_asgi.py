@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import calendar
+import logging
 from datetime import UTC, datetime, timedelta
 from math import floor
 from pathlib import Path
@@ -381,7 +382,22 @@ def test_identify_that_fails_is_anonymous_and_said_once(clock: ManualClock, capl
 
     app = Seawall(hello, config=config(**KEYED), identify=identify, clock=clock)
     assert statuses(app, 3, headers={"X-API-Key": KEY}) == [200, 429, 429]
-    assert [record.getMessage() for record in caplog.records] == ["identify= failed; its callers are anonymous"]
+    (record,) = caplog.records
+    place = f"{__file__}:{identify.__code__.co_firstlineno + 1}"
+    assert record.getMessage() == f"identify= failed; its callers are anonymous (LookupError at {place})"
+
+
+def test_what_a_caller_has_sent_is_not_logged_with_an_exception(
+    clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(scope: Scope, *_: Any) -> Any:
+        raise LookupError(f"\n\x1b[31m{dict(scope['headers'])[b'x-api-key']!r}") from ValueError(str(scope["headers"]))
+
+    app = Seawall(hello, config=config(**KEYED), identify=fails, on_reject=fails, clock=clock)
+    assert statuses(app, 2, headers={"X-API-Key": KEY}) == [200, 429]
+    written = [logging.Formatter().format(record) for record in caplog.records]
+    assert [text.partition(" ")[0] for text in written] == ["identify=", "on_reject="]
+    assert not any(KEY in text or not text.isprintable() for text in written)
 
 
 def test_anonymous_callers_per_address(clock: ManualClock) -> None:
@@ -825,7 +841,9 @@ def test_on_reject_that_fails_is_said_once_and_the_refusal_sent(
 
     app = Seawall(hello, default="1/minute", on_reject=on_reject, clock=clock)
     assert statuses(app, 3) == [200, 429, 429]
-    assert [record.getMessage() for record in caplog.records] == ["on_reject= failed; refusals are answered as usual"]
+    assert [record.getMessage().partition(" (")[0] for record in caplog.records] == [
+        "on_reject= failed; refusals are answered as usual"
+    ]
 
 
 def test_on_reject_is_asked_for_every_kind_of_refusal(clock: ManualClock) -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable
+from traceback import walk_tb
 
 from starlette.middleware.cors import CORSMiddleware
 
@@ -20,11 +21,22 @@ _NUMBER = re.compile(r"^\d{1,4}$")
 _said: set[str] = set()
 
 
-def once(key: str, text: str, *, exc_info: bool = False) -> None:
-    """Warn the first time that ``key`` is."""
+def once(key: str, text: str, *, exc_info: bool = False, error: Exception | None = None) -> None:
+    """Warn the first time that ``key`` is.
+
+    Of ``error``, whose text and traceback may hold what a caller has sent, it says the type and the place.
+    """
     if key not in _said:
         _said.add(key)
+        if error is not None:
+            text = f"{text} ({type(error).__name__} at {place(error)})"
         logger.warning("%s", text, exc_info=exc_info)
+
+
+def place(error: Exception) -> str:
+    """Where an error that was caught had been raised: the file and the line of its innermost frame."""
+    *_, (frame, line) = walk_tb(error.__traceback__)
+    return f"{frame.f_code.co_filename}:{line}"
 
 
 def forget() -> None:

@@ -561,8 +561,8 @@ class Middleware:
             answer: Any = self.on_reject(scope, refusal)
             custom: ASGIApp | None = await answer if inspect.isawaitable(answer) else answer
             return custom
-        except Exception:
-            advice.once("on_reject", "on_reject= failed; refusals are answered as usual", exc_info=True)
+        except Exception as error:
+            advice.once("on_reject", "on_reject= failed; refusals are answered as usual", error=error)
             return None
 
     async def _identified(self, seen: Exchange | Passed | None, scope: Scope) -> str | None:
@@ -572,8 +572,8 @@ class Middleware:
         try:
             answer = self.identify(scope)
             return tenant_id(await answer if inspect.isawaitable(answer) else answer)
-        except Exception:
-            advice.once("identify", "identify= failed; its callers are anonymous", exc_info=True)
+        except Exception as error:
+            advice.once("identify", "identify= failed; its callers are anonymous", error=error)
             return None
         except BaseException:
             self._count_nobody(CANCELLED, seen)

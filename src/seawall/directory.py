@@ -13,6 +13,7 @@ import inspect
 import logging
 from asyncio import CancelledError, Task, create_task, current_task, get_running_loop, shield, timeout
 from collections.abc import Awaitable, Callable, Mapping
+from traceback import format_exception_only
 from typing import Any, Final, TypeAlias, final
 
 from seawall import advice
@@ -137,7 +138,7 @@ class Directory:
             )
             return self._remember(name)
         except Exception as error:
-            return self._keep(name, f"{type(error).__name__}: {error}", trace=True)
+            return self._keep(name, "".join(format_exception_only(error)).strip(), f" ({advice.place(error)})")
         finally:
             self._asked.pop(name, None)
         if self._away:
@@ -153,9 +154,9 @@ class Directory:
         _put(self._known, name, known)
         return known
 
-    def _keep(self, name: str, why: str, *, trace: bool = False) -> Known | None:
+    def _keep(self, name: str, why: str, place: str = "") -> Known | None:
         """Go on with what was known, and do not ask again at once. Said once, until there is an answer."""
-        self._failed(why, trace=trace)
+        self._failed(why, place)
         return self._remember(name)
 
     def _remember(self, name: str) -> Known | None:
@@ -168,13 +169,14 @@ class Directory:
             known.until, known.generation = until, self._generation
         return known
 
-    def _failed(self, why: str, *, trace: bool = False) -> None:
+    def _failed(self, why: str, place: str) -> None:
         if not self._away:
             self._away = True
+            # No traceback: the standard formatter writes an error's text as it is, with whatever lines it has.
             logger.warning(
-                "tenants= has failed, and who was known stays known: %s",
-                why.encode("unicode_escape").decode()[:500],
-                exc_info=trace,
+                "tenants= has failed, and who was known stays known: %s%s",
+                printable(why)[:500],
+                place,
                 extra={"event": "tenants_away"},
             )
 
