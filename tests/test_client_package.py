@@ -8,6 +8,7 @@ import copy
 import pickle
 import subprocess
 import sys
+import timeit
 from types import ModuleType
 from typing import Any
 
@@ -27,8 +28,10 @@ from seawall.client import (
     CircuitOpen,
     ClientError,
     DeadlineExceeded,
+    Failure,
     NotSent,
     ResilientTransport,
+    RetryBudget,
     RetryBudgetExhausted,
     RetryPolicy,
     SyncResilientTransport,
@@ -36,6 +39,7 @@ from seawall.client import (
     TooManyInFlight,
     errors,
 )
+from seawall.client.host import Host
 from seawall.client.library import Library, default
 from seawall.client.meters import MOST_HOSTS, Meters
 from seawall.testing import ManualClock, drive
@@ -265,6 +269,26 @@ def test_hosts_with_series_of_their_own_are_bounded() -> None:
     assert value("attempts_total", host="http://host-50.test", result="2xx") is None
     assert value("attempts_total", host="other", result="2xx") == 30
     assert value("budget_tokens", host="other") == 30 * 50
+
+
+@pytest.mark.usefixtures("_fresh")
+def test_a_host_that_ends_while_another_is_shown_is_shown_no_more_after() -> None:
+    """Where it is the garbage collector that ends it, in the thread that is just showing the other."""
+    name = "http://metrics.test"
+    one, other = (Host(name, RetryBudget(), None) for _ in range(2))
+    with one.meters._changing:
+        del other
+        assert value("budget_tokens", host=name) == 100
+    assert one.withdraw(0, Failure.TRANSIENT) == 14
+    assert value("budget_tokens", host=name) == 36
+
+
+@pytest.mark.usefixtures("_fresh")
+def test_a_call_takes_no_longer_for_the_hosts_that_share_a_series() -> None:
+    hosts = [Host(f"http://host-{number}.test", RetryBudget(), None) for number in range(1_000)]
+    alone, shared = (min(timeit.repeat(host._show, number=50, repeat=5)) for host in (hosts[0], hosts[-1]))
+    assert shared < 10 * alone
+    assert value("budget_tokens", host="other") == 950 * 50
 
 
 @pytest.mark.usefixtures("_fresh")

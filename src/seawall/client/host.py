@@ -41,6 +41,7 @@ class Host:
         "meters",
         "name",
         "open_circuits",
+        "shown",
         "throttle",
     )
 
@@ -52,6 +53,7 @@ class Host:
         self.latencies = Latencies()
         self.in_flight = 0
         self.open_circuits = 0
+        self.shown = [0, 0]
         self.meters = Meters.of(self)
         self._exhausted = Spell()
         self._throttled = Spell()
@@ -162,7 +164,7 @@ class Host:
             self._show()
 
     def _show(self) -> None:
-        self.meters.show()
+        self.meters.show(self)
 
     def _changed(self, breaker: CircuitBreaker) -> None:
         self._count_open()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from threading import RLock
+from collections import deque
+from threading import Lock, RLock
 from typing import TYPE_CHECKING, ClassVar, final
-from weakref import WeakSet, finalize
+from weakref import finalize
 
 from seawall.metrics import (
     CLIENT_ATTEMPTS,
@@ -37,7 +38,9 @@ class Meters:
         self._host = host
         self._cells = Publication.of(None).cells
         self._attempts: dict[int | None, int] = {}
-        self._hosts: WeakSet[Host] = WeakSet()
+        self._shown = [0, 0]
+        self._changes: deque[tuple[list[int], int, int]] = deque()
+        self._changing = Lock()
 
     @classmethod
     def of(cls, host: Host) -> Meters:
@@ -47,8 +50,7 @@ class Meters:
             if found is None:
                 name = host.name if len(cls._of) < MOST_HOSTS else "other"
                 found = cls._of.get(name) or cls._of.setdefault(name, cls(name))
-            found._hosts.add(host)
-        finalize(host, found.show).atexit = False
+        finalize(host, found._show, host.shown, 0, 0).atexit = False
         return found
 
     def attempt(self, status: int | None) -> None:
@@ -71,13 +73,29 @@ class Meters:
     def hedge(self, *, won: bool) -> None:
         self._add(CLIENT_HEDGES, "won" if won else "lost")
 
-    def show(self) -> None:
-        """Show the tokens and the circuits of all clients of the host as they are now."""
-        with self._lock:
-            hosts = list(self._hosts)
-            values, index = self._cells.values, self._cells.index
-            values[index(CLIENT_BUDGET, self._host)] = sum(host.budget.tokens for host in hosts)
-            values[index(CLIENT_CIRCUITS, self._host)] = sum(host.open_circuits for host in hosts)
+    def show(self, host: Host) -> None:
+        """Show the tokens and the circuits of ``host`` as they are now, among those of all clients of it.
+
+        By what has changed: of too many hosts there are hundreds here, and this is done within calls.
+        """
+        self._show(host.shown, host.budget.tokens, host.open_circuits)
+
+    def _show(self, shown: list[int], tokens: int, circuits: int) -> None:
+        # A host may end within any step, in this thread as well: so nobody waits, and who is at it does all there is.
+        self._changes.append((shown, tokens, circuits))
+        while self._changes and self._changing.acquire(blocking=False):
+            try:
+                if self._changes:
+                    self._change(*self._changes.popleft())
+            finally:
+                self._changing.release()
+
+    def _change(self, shown: list[int], *now: int) -> None:
+        values, index = self._cells.values, self._cells.index
+        for at, spec in enumerate((CLIENT_BUDGET, CLIENT_CIRCUITS)):
+            self._shown[at] += now[at] - shown[at]
+            shown[at] = now[at]
+            values[index(spec, self._host)] = self._shown[at]
 
     def _add(self, spec: Spec, label: str) -> None:
         at = self._cells.index(spec, self._host, label)
