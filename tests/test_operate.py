@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from hashlib import sha256
 from typing import Any
 
 import pytest
@@ -249,3 +250,26 @@ async def test_a_tenant_out_of_a_database_is_shown_by_what_that_says(
     shown = json.loads((await post(shell, {"action": "show", "tenant": "globex"})).body)
     assert shown["limits"][0]["left"] == 77
     assert json.loads((await post(shell, {"action": "show", "tenant": "acme"})).body)["limits"][0]["left"] == 10
+
+
+async def test_a_tenant_that_has_come_with_a_key_is_shown_by_what_the_database_says_of_the_key(
+    clock: ManualClock, registry: CollectorRegistry
+) -> None:
+    names = ["sha256:" + sha256(key).hexdigest() for key in (b"first", b"second")]
+    rows: dict[str, Any] = {name: {"id": "globex", "overrides": {"rate": "20/minute"}} for name in names}
+    file = {**FILE, "identity": {"tenant": [{"api_key": {"header": "X-API-Key"}}]}}
+    shell: Any = Seawall(hello, file, tenants=rows.get, clock=clock, registry=registry)
+
+    async def left() -> Any:
+        return json.loads((await post(shell, {"action": "show", "tenant": "globex"})).body)["limits"][0]["left"]
+
+    assert await left() == 10  # as anybody
+    for key in ("first", "second"):
+        await drive(shell, headers={"X-API-Key": key})
+    assert await left() == 18
+    rows[names[1]] = {"id": "globex", "overrides": {"rate": "100/minute"}}
+    assert await left() == 90
+    rows[names[1]] = {"id": "initech"}  # and no longer globex
+    assert await left() == 18
+    del rows[names[0]]
+    assert await left() == 9

@@ -705,7 +705,7 @@ class Middleware:
         tenant = given["tenant"]
         known = None
         if self._directory is not None and tenant not in self.policy.tenants:
-            known = await self._directory.ask(tenant)
+            known = await self._directory.of(tenant)
         try:
             if action == "reset":
                 done: dict[str, Any] = {"reset": await operate.reset(self.gate, tenant, known)}

@@ -111,6 +111,20 @@ class Directory:
                 return self._keep(name, "it was cancelled")
         return self._known.get(name)
 
+    async def of(self, tenant: str) -> Known | None:
+        """The tenant of an id, looked up now: by that, or by an API key that it has come with.
+
+        For operators and not for requests: it goes through all that is known.
+        """
+        known = await self.ask(tenant)
+        if known is not None:
+            return known
+        for key in [name for name, one in reversed(self._known.items()) if one.id == tenant]:
+            known = await self.ask(key)
+            if known is not None and known.id == tenant:
+                return known
+        return None
+
     def forget(self) -> None:
         """Look up everybody anew. What was known holds while that fails."""
         self._generation += 1
