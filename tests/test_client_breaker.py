@@ -357,6 +357,9 @@ def test_a_server_that_fails_now_and_then_is_left_alone() -> None:
         {"ramp": 0},
         {"slow": 0},
         {"longest_pause": math.nan},
+        {"longest_pause": math.inf},
+        {"window": math.inf},
+        {"slow": math.inf},
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, float]) -> None:

@@ -927,3 +927,12 @@ def test_statistics_say_what_is_known_of_each_host(clock: ManualClock) -> None:
     }
     leave(held)
     assert caller(clock).statistics() == {}
+
+
+def test_statistics_are_those_of_now_also_of_a_host_that_nobody_calls(clock: ManualClock) -> None:
+    calls = caller(clock, throttle=AdaptiveThrottle, retry=RetryPolicy(attempts=1))
+    for _ in range(100):
+        leave(play(calls, [429], clock))
+    assert calls.statistics()["http://host.test"]["throttled"] == 0.9
+    clock.advance(121)
+    assert calls.statistics()["http://host.test"]["throttled"] == 0.0

@@ -355,10 +355,10 @@ def test_a_budget_that_makes_no_sense_is_refused(ratio: float, floor: float, cap
         RetryBudget(ratio, floor, capacity)
 
 
-@pytest.mark.parametrize("values", [(math.nan, 3), (0.1, math.nan)])
-def test_a_budget_of_no_number_is_refused(values: tuple[float, float]) -> None:
+@pytest.mark.parametrize("values", [(math.nan, 3), (0.1, math.nan), (0.1, 3, math.nan), (0.1, 3, math.inf)])
+def test_a_budget_of_no_number_is_refused(values: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="ratio is 0 to 1"):
-        RetryBudget(*values)
+        RetryBudget(*values)  # type: ignore[arg-type]
 
 
 def test_it_says_what_is_left() -> None:

@@ -87,8 +87,8 @@ def test_it_forgets_what_is_two_minutes_old() -> None:
     throttle = fed(100, 0)
     assert not throttle.admit(119 * SECOND, lambda: ALWAYS)
     # What it has refused in the meantime is one request, and one says nothing.
+    assert (throttle.probability(119 * SECOND), throttle.probability(120 * SECOND)) == (0.9, 0.0)
     assert throttle.admit(120 * SECOND, lambda: ALWAYS)
-    assert throttle.probability() == 0.0
 
 
 def test_twenty_accepted_in_a_row_end_it() -> None:
@@ -131,7 +131,16 @@ def test_a_clock_that_goes_back_changes_nothing() -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"k": 0.9}, {"k": math.nan}, {"window": 0}, {"window": math.nan}, {"most": 1.0}, {"most": -0.1}, {"least": 0}],
+    [
+        {"k": 0.9},
+        {"k": math.nan},
+        {"window": 0},
+        {"window": math.nan},
+        {"window": math.inf},
+        {"most": 1.0},
+        {"most": -0.1},
+        {"least": 0},
+    ],
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="k and least are at least 1"):

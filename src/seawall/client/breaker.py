@@ -12,6 +12,7 @@ A pure state machine: time is an argument, and the share is counted and not draw
 from __future__ import annotations
 
 from enum import Enum
+from math import inf
 from typing import final
 
 from seawall.client.window import Window
@@ -75,10 +76,10 @@ class CircuitBreaker:
     ) -> None:
         if not 0 < failures <= 1 or not 0 < slow_calls <= 1 or calls < 1:
             raise ValueError("failures and slow_calls are above 0 and at most 1, calls is at least 1")
-        if not (window > 0 and pause > 0 and ramp > 0) or (slow is not None and not slow > 0):
-            raise ValueError("window, pause, ramp and slow are more than 0 seconds")
-        if not longest_pause >= pause:
-            raise ValueError("longest_pause is not shorter than pause")
+        if not all(0 < seconds < inf for seconds in (window, pause, ramp, 1.0 if slow is None else slow)):
+            raise ValueError("window, pause, ramp and slow are more than 0 seconds, and not for ever")
+        if not pause <= longest_pause < inf:
+            raise ValueError("longest_pause is not shorter than pause, and not for ever")
         self.failures = failures
         self.calls = calls
         self.slow_calls = slow_calls

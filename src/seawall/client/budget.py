@@ -13,6 +13,7 @@ never earn again.
 
 from __future__ import annotations
 
+from math import inf
 from typing import final
 
 from seawall.client.retry import Failure
@@ -36,8 +37,8 @@ class RetryBudget:
     __slots__ = ("capacity", "earned", "ratio", "saved", "tokens")
 
     def __init__(self, ratio: float = RATIO, floor: float = FLOOR, capacity: int = CAPACITY) -> None:
-        if not 0 <= ratio <= 1 or not floor >= 0 or capacity < 0:
-            raise ValueError("ratio is 0 to 1, floor and capacity are at least 0")
+        if not 0 <= ratio <= 1 or not floor >= 0 or not 0 <= capacity < inf:
+            raise ValueError("ratio is 0 to 1, floor and capacity are at least 0, and capacity is a number")
         self.ratio = ratio
         self.capacity = capacity
         self.earned = floor

@@ -391,7 +391,8 @@ class Caller:
     def statistics(self) -> dict[str, dict[str, Any]]:
         """`Host.statistics`, by the name of the host."""
         with self.lock:
-            return {host.name: host.statistics() for host in self._hosts.values()}
+            now = self.clock()
+            return {host.name: host.statistics(now) for host in self._hosts.values()}
 
 
 def _is_idempotent(request: Request) -> bool:

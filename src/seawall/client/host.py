@@ -186,13 +186,13 @@ class Host:
     def _say(self, event: str, text: str, *values: str) -> None:
         logger.warning(text, *values, extra={"event": event, "host": self.name})
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self, now: int) -> dict[str, Any]:
         """As `ResilientTransport.statistics` gives them."""
         return {
             "in_flight": self.in_flight,
             "retries": round(self.budget.earned, 1),
             "tokens": self.budget.tokens,
-            "throttled": 0.0 if self.throttle is None else round(self.throttle.probability(), 3),
+            "throttled": 0.0 if self.throttle is None else round(self.throttle.probability(now), 3),
             "circuits": {route: breaker.state.value for route, breaker in self.breakers.items()},
             "p95": self.latencies.p95(),
         }

@@ -18,6 +18,7 @@ seconds has begun would go on for minutes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 from typing import final
 
 from seawall.client.window import Window
@@ -39,8 +40,8 @@ class AdaptiveThrottle:
     __slots__ = ("_in_a_row", "_window", "k", "least", "most")
 
     def __init__(self, k: float = 2.0, window: float = 120.0, most: float = 0.9, least: int = 20) -> None:
-        if not k >= 1 or not window > 0 or not 0 <= most < 1 or least < 1:
-            raise ValueError("k and least are at least 1, window more than 0, most 0 to 1 without 1")
+        if not k >= 1 or not 0 < window < inf or not 0 <= most < 1 or least < 1:
+            raise ValueError("k and least are at least 1, window is a time, most 0 to 1 without 1")
         self.k = k
         self.most = most
         self.least = least
@@ -51,8 +52,9 @@ class AdaptiveThrottle:
         requests, accepts = self._window.totals
         return f"<AdaptiveThrottle {accepts}/{requests} accepted, {self.probability():.2f} refused>"
 
-    def probability(self) -> float:
-        """The share of requests that is refused, 0 to ``most``."""
+    def probability(self, now: int = 0) -> float:
+        """The share of requests that is refused, 0 to ``most``: as of ``now``, or of the last request after that."""
+        self._window.turn(now)
         requests, accepts = self._window.totals
         if requests < self.least:
             return 0.0
