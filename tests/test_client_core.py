@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections.abc import Mapping
 from types import ModuleType
@@ -247,7 +248,7 @@ def test_the_earliest_deadline_holds(
 
 
 @libraries
-@pytest.mark.parametrize("left", [0.01, 0.0, -5.0])
+@pytest.mark.parametrize("left", [0.01, 0.0, -5.0, -math.inf])
 def test_nothing_is_sent_when_ten_milliseconds_remain(library: ModuleType, left: float, clock: ManualClock) -> None:
     calls = caller(clock, library=library, around=Surroundings(left=left))
     played = play(calls, [], clock)

@@ -12,6 +12,7 @@ import timeit
 from types import ModuleType
 from typing import Any
 
+import httpx
 import httpx2
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
@@ -120,6 +121,20 @@ def test_a_transport_tells_its_library(library: ModuleType) -> None:
         pass
 
     assert Library.of(Mine()).module is library
+
+
+@pytest.mark.parametrize(("inside", "theirs"), [(httpx2, "httpx"), (httpx, "httpx2")])
+async def test_a_request_of_the_other_library_is_a_mistake_that_says_so(inside: ModuleType, theirs: str) -> None:
+    caller = sys.modules[theirs]
+    text = f"a transport around one of {inside.__name__} cannot send a request of {theirs}: give it what it is to be"
+    async with caller.AsyncClient(transport=ResilientTransport(inside.AsyncHTTPTransport())) as waiting:
+        with pytest.raises(TypeError, match=text):
+            await waiting.get("http://host.test/")
+    with (
+        caller.Client(transport=SyncResilientTransport(inside.HTTPTransport())) as blocking,
+        pytest.raises(TypeError, match=text),
+    ):
+        blocking.get("http://host.test/")
 
 
 def test_what_is_no_transport_of_either_is_taken_for_the_first() -> None:

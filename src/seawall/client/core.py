@@ -239,6 +239,13 @@ class Caller:
         key = url.scheme, url.host, url.port
         host = self._hosts.get(key)
         if host is None:
+            if not isinstance(request, self.library.module.Request):
+                # Or none of its errors is known, and of its bodies none can be sent again.
+                theirs = type(request).__module__.partition(".")[0]
+                raise TypeError(
+                    f"a transport around one of {self.library.name} cannot send a request of {theirs}: "
+                    "give it what it is to be around, such as AsyncHTTPTransport(), of the library that calls it"
+                )
             options = self.options
             throttle = None if options.throttle is None else options.throttle()
             name = f"{url.scheme}://{url.netloc.decode('ascii', 'replace')}"
@@ -264,7 +271,7 @@ class Caller:
         for seconds in (self.options.timeout, request.extensions.get("deadline"), around.left):
             if seconds is not None:
                 least = min(least, float(seconds))
-        return self.clock() + int(least * SECOND) if least < LONGEST else None
+        return self.clock() + int(max(least, 0.0) * SECOND) if least < LONGEST else None
 
     def _left(self, deadline: int | None) -> float | None:
         return None if deadline is None else (deadline - self.clock()) / SECOND
