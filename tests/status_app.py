@@ -22,7 +22,13 @@ def served(app: ASGIApp) -> Iterator[str]:
     """Serve ``app`` in a thread; its origin."""
     port = free_port()
     settings = uvicorn.Config(
-        app, port=port, log_level="critical", lifespan="off", timeout_graceful_shutdown=1, timeout_keep_alive=30
+        app,
+        port=port,
+        loop="asyncio",  # the older ones set uvloop for the whole process, whose order is another
+        log_level="critical",
+        lifespan="off",
+        timeout_graceful_shutdown=1,
+        timeout_keep_alive=30,
     )
     server = uvicorn.Server(settings)
     thread = threading.Thread(target=server.run, daemon=True)

@@ -166,7 +166,8 @@ def test_the_order_is_that_of_asyncio() -> None:
         script(running.call_soon, running.call_later, lambda: time.sleep(0.05), real.append)
         await asyncio.sleep(0.2)  # the last timer is due after 2 ms
 
-    asyncio.run(asyncio.wait_for(main(), 5))
+    with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+        runner.run(asyncio.wait_for(main(), 5))
     assert simulated == real
     assert len(real) == 6
 
