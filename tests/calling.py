@@ -165,28 +165,35 @@ def host_of(caller: Caller) -> Host:
 
 
 class CancelledAt:
-    """Awaits ``coroutine``, and is cancelled where that waits for the ``at``-th time (from 1)."""
+    """Awaits ``coroutine``, and is cancelled where that waits for the ``at``-th time (from 1): by ``cancel``, or as a
+    task of asyncio is."""
 
-    def __init__(self, coroutine: Any, at: int) -> None:
+    def __init__(self, coroutine: Any, at: int, cancel: Callable[[], object] | None = None) -> None:
         self._coroutine = coroutine
         self._at = at
+        self._cancel = cancel
         self.was_cancelled = False
 
     def __await__(self) -> Any:
         inner, waits = self._coroutine.__await__(), 0
+        told: Any = None
         error: BaseException | None = None
         while True:
             try:
-                awaited = inner.send(None) if error is None else inner.throw(error)
+                awaited = inner.send(told) if error is None else inner.throw(error)
             except StopIteration as end:
                 return end.value
-            error, waits = None, waits + 1
+            told, error, waits = None, None, waits + 1
             if waits == self._at:
-                task = asyncio.current_task()
-                assert task is not None
-                self.was_cancelled = task.cancel()
+                if self._cancel is None:
+                    task = asyncio.current_task()
+                    assert task is not None
+                    task.cancel()
+                else:
+                    self._cancel()
+                self.was_cancelled = True
             try:
-                yield awaited
+                told = yield awaited
             except BaseException as raised:
                 error = raised
 

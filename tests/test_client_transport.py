@@ -72,7 +72,13 @@ async def cancelled_at(call: Any, at: int) -> Any:
         return None
 
 
-async def loses_connections(library: ModuleType) -> bool:
+async def left_at(call: Any, at: int) -> Any:
+    """`cancelled_at` by a scope, as that of a deadline is: on either loop, and at all later awaits as well."""
+    with anyio.CancelScope() as scope:
+        return await CancelledAt(call, at, scope.cancel)
+
+
+async def loses_connections(library: ModuleType, cancelled_at: Any = cancelled_at) -> bool:
     """Whether the library by itself loses a connection whose request is cancelled, as httpcore 1.0.9 does."""
     with listening(script(reply(200, b"x" * 70_000))) as host:
         for at in range(1, 100):
@@ -358,6 +364,37 @@ async def test_a_cancellation_at_any_await_leaves_no_connection_and_no_place(
                 finished = at
                 break
     assert finished > 8, "connect, send, receive, discard, sleep, send, receive, and parts of the body"
+
+
+@unsound
+@libraries
+@pytest.mark.parametrize("hedge", [False, True])
+def test_nor_does_a_scope_that_ends_at_any_await_on_either_loop(library: ModuleType, hedge: bool, run: Any) -> None:
+    async def answer(heard: Heard) -> bytes | None:
+        if heard.path == "/usual":
+            return reply()
+        if hedge:
+            await asyncio.sleep(0.01 if "x-retry-attempt" in heard.headers else 30)
+        return reply(200, b"x" * 70_000) if "x-retry-attempt" in heard.headers else reply(503)
+
+    async def main() -> None:
+        is_sound = not await loses_connections(library, left_at)
+        for at in range(1, 500):
+            transport = resilient(library, hedge=hedge, retry=RetryPolicy(base=0.001))
+            async with library.AsyncClient(transport=transport, timeout=60.0) as client:
+                for _ in range(LEAST if hedge else 0):
+                    await client.get(f"{host.url}/usual")
+                answered = await left_at(client.get(host.url), at)
+                assert transport.statistics()[host.url]["in_flight"] == 0
+                if is_sound:
+                    assert_nothing_is_left(transport, host.url)
+            if answered is not None:
+                assert (answered.status_code, at > 2) == (200, True)
+                return
+        raise AssertionError("it is never answered")
+
+    with listening(answer) as host:
+        run(main)
 
 
 @unsound

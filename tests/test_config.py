@@ -874,6 +874,7 @@ def big(tenants: range) -> str:
     return "\n".join(lines) + "\n"
 
 
+@pytest.mark.slow
 def test_ten_thousand_tenants_load_within_a_second_of_ten(tmp_path: Path) -> None:
     plans = "version: 1\nplans: {default: {}, pro: {rate: 100/second}}\n"
     whole = plans + big(range(10_000))
@@ -887,6 +888,7 @@ def test_ten_thousand_tenants_load_within_a_second_of_ten(tmp_path: Path) -> Non
     assert split.keys == policy.keys
 
 
+@pytest.mark.slow
 def test_a_file_with_a_hundred_thousand_mistakes_is_refused_in_seconds() -> None:
     text = SMALLEST + "tenants: {" + ", ".join(f"t{n}: {{plan: gold{n}, ratee: 5}}" for n in range(50_000)) + "}\n"
     begun = time.perf_counter()

@@ -523,6 +523,7 @@ UNORDERED = {"trusted_proxies", "deny", "exempt", "paths", "raise_from", "allow"
 slowly = settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
+@pytest.mark.slow
 @slowly
 @given(policies())
 def test_a_policy_does_not_differ_from_itself(policy: Policy) -> None:
@@ -530,12 +531,14 @@ def test_a_policy_does_not_differ_from_itself(policy: Policy) -> None:
     assert differences(policy, replace(policy, digest="ab" * 32, warnings=("W001",))) == ()
 
 
+@pytest.mark.slow
 @slowly
 @given(policies(), policies())
 def test_two_policies_differ_exactly_if_they_mean_something_else(old: Policy, new: Policy) -> None:
     assert (differences(old, new) == ()) == (meaning(old) == meaning(new))
 
 
+@pytest.mark.slow
 @slowly
 @given(policies(), policies())
 def test_the_way_back_is_the_opposite(old: Policy, new: Policy) -> None:
@@ -547,6 +550,7 @@ def test_the_way_back_is_the_opposite(old: Policy, new: Policy) -> None:
     assert there == back
 
 
+@pytest.mark.slow
 @slowly
 @given(policies(), policies())
 def test_a_change_is_a_line_without_secrets(old: Policy, new: Policy) -> None:
@@ -602,6 +606,7 @@ FULL = replace(
 """A policy in which every class has an instance."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cls", "field"),
     [(cls, field) for cls, table in TABLES.items() for field in table] + [(Policy, "mode"), (Policy, "reload_ns")],

@@ -112,6 +112,7 @@ def optimum(name: str) -> int:
     return max(limit for limit, goodput in found.items() if goodput >= 0.95 * max(found.values()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", [RULE, OTHER_RULE])
 @pytest.mark.parametrize("name", ["ignored", "failing", "heavy"])
 def test_an_attacker_cannot_push_the_limit_out_of_its_bounds(name: str, rule: int) -> None:
@@ -186,6 +187,7 @@ def everything() -> list[Source]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.0, 0.05])
 def test_ten_minutes_of_everything_leave_nothing_behind(share: float) -> None:
     classes = (Class("critical"), Class("normal", 250 * MS), Class("low"), Class("background", None, share))

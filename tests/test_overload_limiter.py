@@ -923,6 +923,7 @@ def test_a_request_that_was_refused_or_left_is_no_sample() -> None:
     assert service.waited == [(0, 0, "cancelled")]
 
 
+@pytest.mark.slow
 def test_a_downstream_that_becomes_slower_closes_its_rule_and_no_other() -> None:
     """And when it is well again the rule opens, with requests and without."""
     for used in (True, False):
@@ -1272,6 +1273,7 @@ def test_an_adaptive_limit_that_grows_when_it_is_reached_is_no_measure_of_use() 
 # Long runs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.0, 0.05])
 @pytest.mark.parametrize("seed", range(3))
 def test_a_minute_of_everything_leaves_nothing(seed: int, share: float) -> None:

@@ -294,6 +294,7 @@ def kept(server: Server) -> list[bytes]:
     return [key + (client.get(key) or b"") for key in client.scan_iter(count=1_000)]
 
 
+@pytest.mark.slow
 async def test_no_caller_can_be_read_in_redis_in_the_log_or_in_metrics(
     connect: Connect, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -561,6 +562,7 @@ TOLD_IN_PART = ("one more", "one less", "twice as much")
 """What was asked is answered before it is seen that the reply is as long as none; nothing else is believed then."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lie", LIES)
 async def test_what_is_no_reply_closes_the_connection_and_is_decided_here(
     store: Server, connect: Connect, lie: str
@@ -666,6 +668,7 @@ async def test_a_cluster_needs_cluster_slots_and_asking_as_well_and_a_sentinel_s
         assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", [right for right in RIGHTS if right != "del"])
 async def test_without_a_right_it_is_away_and_says_which_in_one_line(
     connect: Connect, caplog: pytest.LogCaptureFixture, missing: str

@@ -663,6 +663,7 @@ async def test_without_a_deny_cache_every_refusal_is_a_call(valkey: Server) -> N
         assert meter.denied == {}
 
 
+@pytest.mark.slow
 async def test_what_is_remembered_of_callers_has_a_bound(valkey: Server) -> None:
     async with Fleet(valkey.url, ManualClock()) as fleet:
         process = fleet.first

@@ -403,6 +403,7 @@ async def flap(process: Process, proxy: Proxy, times: int) -> None:
         await until(lambda: process.backend.up, "it is back")
 
 
+@pytest.mark.slow
 async def test_what_was_not_said_is_said_later_if_it_is_still_so(
     valkey: Server, log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -442,6 +443,7 @@ def cluster() -> Iterator[stores.Cluster]:
         yield nodes
 
 
+@pytest.mark.slow
 async def test_a_slot_that_has_moved_is_asked_for_where_it_is(cluster: stores.Cluster) -> None:
     async with Fleet(cluster.url, leases=False) as fleet:
         process = fleet.first

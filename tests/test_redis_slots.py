@@ -376,6 +376,7 @@ async def test_without_leases_no_slot_is_spare(valkey: Server) -> None:
 # What is lost is put right
 
 
+@pytest.mark.slow
 async def test_what_a_restart_has_lost_is_there_again_within_a_beat() -> None:
     with standalone() as server:
         async with Fleet(server.url, size=2) as fleet:
@@ -569,6 +570,7 @@ def cluster() -> Iterator[stores.Cluster]:
         yield nodes
 
 
+@pytest.mark.slow
 async def test_slots_and_charges_in_other_slots_of_a_cluster_are_all_or_nothing(cluster: stores.Cluster) -> None:
     async with Fleet(cluster.url, size=2, deny_cache=False, leases=False) as fleet:
         one, two = fleet.processes

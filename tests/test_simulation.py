@@ -466,6 +466,7 @@ def test_all_controllers_see_the_same_work() -> None:
     assert work(laws.Fixed()) == work(laws.Vegas())
 
 
+@pytest.mark.slow
 def test_the_numbers_do_not_depend_on_the_hash_seed() -> None:
     statement = "from benchmarks.overload import golden; print(golden.counts(golden.simulate('S6-5x')))"
     paths = os.pathsep.join([str(ROOT), str(ROOT / "src")])
@@ -798,6 +799,7 @@ def test_every_scenario_of_the_design_is_there() -> None:
     assert numbers == {f"S{number}" for number in range(1, 18)}
 
 
+@pytest.mark.slow
 def test_every_goal_names_a_metric_that_its_scenario_measures() -> None:
     for goal in report.GOALS:
         assert goal.scenario in scenarios.SCENARIOS
