@@ -211,7 +211,7 @@ def test_what_is_not_propagated_holds_here_all_the_same(clock: ManualClock) -> N
     around = Surroundings(0.5, "critical", True)
     played = play(caller(clock, around=around, propagate=False), [503], clock)
     (one,) = played.sent
-    assert {"x-request-timeout-ms", "x-request-priority"}.isdisjoint(one.headers)
+    assert {"x-request-timeout-ms", "x-request-priority", "x-retry-attempt"}.isdisjoint(one.headers)
     assert played.within == [0.5]
     assert played.ended == "retried"
 
@@ -219,6 +219,7 @@ def test_what_is_not_propagated_holds_here_all_the_same(clock: ManualClock) -> N
 def test_what_is_done_for_a_retry_is_not_retried_again(clock: ManualClock) -> None:
     played = play(caller(clock, around=Surroundings(retried=True)), [503], clock)
     assert (len(played.sent), played.status, played.ended) == (1, 503, "retried")
+    assert played.sent[0].headers["x-retry-attempt"] == "1"  # nor by who is called in turn
 
 
 # Deadlines

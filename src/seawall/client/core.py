@@ -314,7 +314,8 @@ class Caller:
             request,
             connect=options.connect,
             left=left,
-            attempt=number,
+            # What is done for a retry is part of one, also for those who are called in turn.
+            attempt=number or int(around.retried and options.propagate),
             priority=around.priority,
             tell=options.propagate,
         )
