@@ -968,16 +968,20 @@ async def test_an_answer_that_is_closed_twice_gives_its_place_back_once(library:
 
 
 @libraries
-async def test_a_mistake_in_a_transport_gives_everything_back(library: ModuleType) -> None:
+@pytest.mark.parametrize("timeout", [None, 5.0])
+@pytest.mark.parametrize("mistake", [KeyError("a bug"), TimeoutError("a bug")])
+async def test_a_mistake_in_a_transport_gives_everything_back(
+    library: ModuleType, mistake: Exception, timeout: float | None
+) -> None:
     def answer(request: Any) -> Any:
-        raise KeyError("a bug")
+        raise mistake
 
     inner = library.MockTransport(answer)
-    waiting, blocking = ResilientTransport(inner), SyncResilientTransport(inner)
+    waiting, blocking = ResilientTransport(inner, timeout=timeout), SyncResilientTransport(inner, timeout=timeout)
     request = library.Request("GET", "http://host.test/")
-    with pytest.raises(KeyError, match="a bug"):
+    with pytest.raises(type(mistake), match="a bug"):
         await waiting.handle_async_request(request)
-    with pytest.raises(KeyError, match="a bug"):
+    with pytest.raises(type(mistake), match="a bug"):
         blocking.handle_request(request)
     assert [kind.statistics()["http://host.test"]["in_flight"] for kind in (waiting, blocking)] == [0, 0]
 
