@@ -968,16 +968,16 @@ async def test_an_answer_that_is_closed_twice_gives_its_place_back_once(library:
 
 
 @libraries
-@pytest.mark.parametrize("timeout", [None, 5.0])
+@pytest.mark.parametrize("seconds", [None, 5.0])
 @pytest.mark.parametrize("mistake", [KeyError("a bug"), TimeoutError("a bug")])
 async def test_a_mistake_in_a_transport_gives_everything_back(
-    library: ModuleType, mistake: Exception, timeout: float | None
+    library: ModuleType, mistake: Exception, seconds: float | None
 ) -> None:
     def answer(request: Any) -> Any:
         raise mistake
 
     inner = library.MockTransport(answer)
-    waiting, blocking = ResilientTransport(inner, timeout=timeout), SyncResilientTransport(inner, timeout=timeout)
+    waiting, blocking = ResilientTransport(inner, timeout=seconds), SyncResilientTransport(inner, timeout=seconds)
     request = library.Request("GET", "http://host.test/")
     with pytest.raises(type(mistake), match="a bug"):
         await waiting.handle_async_request(request)
