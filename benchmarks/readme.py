@@ -6,8 +6,8 @@ python benchmarks/readme.py --check    only say whether they are what the result
 
 A part begins with ``<!-- bench:NAME -->`` and ends with ``<!-- /bench -->``: ``overhead`` is what Seawall adds to a
 request, ``redis`` what a decision costs where processes share their counts, ``overload`` what it delivers where too
-much is asked for, ``client`` what callers make of an overload, and ``summary`` the plots of all, for who reads on from
-there.
+much is asked for, ``client`` what callers make of an overload, ``call`` what `seawall.client` adds to a call, and
+``summary`` the plots of all, for who reads on from there.
 """
 
 from __future__ import annotations
@@ -253,6 +253,32 @@ def _storm_cell(summary: Mapping[str, float] | None, metric: str, factor: float,
     return show(summary["median"] * factor) + STORM_UNITS.get(metric, "")
 
 
+def call(report: Mapping[str, Any] | None) -> str:
+    """What the client adds to a call. ``report`` is the benchmark's JSON, if there is one."""
+    rows = (report or {}).get("parts", {}).get("client", {}).get("rows", ())
+    added = [row for row in rows if row["added"] is not None]
+    if report is None or not added:
+        return f"{NOT_YET}\n"
+    where = report["environment"]
+    run = (
+        f"One interleaved run of {_plural(added[0]['added']['rounds'], 'round')}, {where['implementation']} "
+        f"{where['python']}, {where['processor']}, {where['cpus']} cores, load {where['load_average']}, "
+        f"{where['at'][:10]}, commit {where['commit']}.\n"
+    )
+    lines = [
+        run,
+        "| | added, us | p10..p90 | x bare |",
+        "|---|--:|--:|--:|",
+    ]
+    for row in added:
+        cost, spread = row["added"], f"{show(row['added']['p10'])}..{show(row['added']['p90'])}"
+        ratio = f"{row['ratio']['median']:.2f}"
+        lines.append(
+            f"| {row['library']}, {row['part']}, {row['name']} | {show(cost['median'])} | {spread} | {ratio} |"
+        )
+    return "\n".join(lines + _verdicts(report.get("verdicts", ()))) + "\n"
+
+
 SUMMARY = (
     ("overload", "Goodput and latency over load, simulated", "Under overload, simulated, beside the laws of others"),
     ("overload_real", "Goodput and latency over load, on real servers", "The same on real servers"),
@@ -444,14 +470,15 @@ def current(results: Path = ROOT / RESULTS) -> dict[str, str]:
         "redis": shared(reports["redis"], plot="redis.svg" in plots),
         "overload": overload(reports["overload"], reports["overload_real"], plots=plots),
         "client": storm(reports["client_storm"], plot="client_storm.svg" in plots),
+        "call": call(read("client.json")),
         "summary": summary(reports, plots=plots),
     }
 
 
 def pages(contents: Mapping[str, str]) -> Iterator[tuple[Path, str, str]]:
     """The pages: where, what is there, and what should be."""
-    rest = contents.keys() - {"summary", "client"}
-    for path, names in ((README, {"summary"}), (CLIENT, {"client"}), (PAGE, rest)):
+    rest = contents.keys() - {"summary", "client", "call"}
+    for path, names in ((README, {"summary"}), (CLIENT, {"client", "call"}), (PAGE, rest)):
         text = path.read_text(encoding="utf-8")
         yield path, text, renewed(text, {name: contents[name] for name in names})
 

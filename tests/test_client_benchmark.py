@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx2
 import pytest
 from benchmarks import client as bench
+from benchmarks import harness, readme
 
 from serving import ROOT
 
@@ -52,7 +53,19 @@ def test_a_quick_run_writes_its_results(tmp_path: Path) -> None:
     path = tmp_path / "client.json"
     command = [sys.executable, "benchmarks/client.py", "--quick", "--json", str(path)]
     subprocess.run(command, cwd=ROOT, check=True, timeout=110, capture_output=True)
-    rows = json.loads(path.read_text(encoding="utf-8"))["parts"]["client"]["rows"]
+    report = json.loads(path.read_text(encoding="utf-8"))
+    rows = report["parts"]["client"]["rows"]
     assert {(row["library"], row["part"]) for row in rows} == {
         (library, part) for library in ("httpx2", "httpx") for part in ("memory", "loopback")
     }
+    text = readme.call(report)
+    told = [row for row in rows if row["added"] is not None]
+    for row in told:
+        name = f"{row['library']}, {row['part']}, {row['name']}"
+        assert f"| {name} | {harness.show(row['added']['median'])} |" in text
+    assert text.count("\n| httpx") == len(told) == 12
+    assert "Of 12 bars that the benchmark sets" in text
+
+
+def test_what_was_not_measured_is_said() -> None:
+    assert readme.call(None).startswith("Not measured yet")
