@@ -8,6 +8,7 @@ slots of the same round. What is reported is the median over rounds, and the 10t
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import json
 import math
@@ -276,6 +277,19 @@ def commit() -> str:
 
 
 # Processes
+
+
+def listed(parser: argparse.ArgumentParser, option: str, text: str | None, known: Sequence[str]) -> list[str]:
+    """The words of an option's ``A,B``; its error ends the program where one is none of ``known``."""
+    words = [word.strip() for word in (text or "").split(",") if word.strip()]
+    if set(words) - set(known):
+        parser.error(f"--{option}: {', '.join(sorted(set(words) - set(known)))} is none of {', '.join(known)}")
+    return words
+
+
+def micros(column: Iterable[float]) -> list[int]:
+    """Seconds in whole microseconds."""
+    return [round(value * 1e6) for value in column]
 
 
 def say(text: str) -> None:

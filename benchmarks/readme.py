@@ -212,10 +212,8 @@ def storm(report: Mapping[str, Any] | None, *, plot: bool) -> str:
     where = report["environment"]
     versions = ", ".join(f"{name} {where['versions'][name]}" for name in ("httpx", *(each for each, _ in STORM_PEERS)))
     run = (
-        f"Medians of {_plural(report['parts']['effort']['rounds'], 'round')}, {where['implementation']} "
-        f"{where['python']}, {where['processor']}, {where['cpus']} cores, load {where['load_average']}"
-        f"{', run before all others' if where['real_time'] else ''}, {where['at'][:10]}, commit {where['commit']}; "
-        f"{versions}.\n"
+        f"Medians of {_plural(report['parts']['effort']['rounds'], 'round')}, "
+        f"{_machine(where, ', run before all others' if where['real_time'] else '')}; {versions}.\n"
     )
     lines = [run]
     for server, title in STORM_SERVERS:
@@ -259,23 +257,14 @@ def call(report: Mapping[str, Any] | None) -> str:
     added = [row for row in rows if row["added"] is not None]
     if report is None or not added:
         return f"{NOT_YET}\n"
-    where = report["environment"]
     run = (
-        f"One interleaved run of {_plural(added[0]['added']['rounds'], 'round')}, {where['implementation']} "
-        f"{where['python']}, {where['processor']}, {where['cpus']} cores, load {where['load_average']}, "
-        f"{where['at'][:10]}, commit {where['commit']}.\n"
+        f"One interleaved run of {_plural(added[0]['added']['rounds'], 'round')}, {_machine(report['environment'])}.\n"
     )
-    lines = [
-        run,
-        "| | added, us | p10..p90 | x bare |",
-        "|---|--:|--:|--:|",
-    ]
+    lines = [run, "| | added, us | p10..p90 | x bare |", "|---|--:|--:|--:|"]
     for row in added:
-        cost, spread = row["added"], f"{show(row['added']['p10'])}..{show(row['added']['p90'])}"
-        ratio = f"{row['ratio']['median']:.2f}"
-        lines.append(
-            f"| {row['library']}, {row['part']}, {row['name']} | {show(cost['median'])} | {spread} | {ratio} |"
-        )
+        cost, ratio = row["added"], row["ratio"]["median"]
+        cells = (show(cost["median"]), f"{show(cost['p10'])}..{show(cost['p90'])}", f"{ratio:.2f}")
+        lines.append(f"| {row['library']}, {row['part']}, {row['name']} | {' | '.join(cells)} |")
     return "\n".join(lines + _verdicts(report.get("verdicts", ()))) + "\n"
 
 
@@ -416,10 +405,16 @@ def _where(report: Mapping[str, Any]) -> str:
         f"{name} {where['versions'][name]}" for name in peers if where["versions"].get(name) not in absent
     )
     return (
-        f"One interleaved run in memory, direct ASGI calls, medians: {where['implementation']} {where['python']}, "
-        f"{where['processor']}, {where['cpus']} cores, load {where['load_average']}, {where['at'][:10]}, "
-        f"commit {where['commit']}; {versions}. `x` is times Seawall with as many limits: the ratios carry over to "
-        "other machines, the microseconds do not."
+        f"One interleaved run in memory, direct ASGI calls, medians: {_machine(where)}; {versions}. "
+        "`x` is times Seawall with as many limits: the ratios carry over to other machines, the microseconds do not."
+    )
+
+
+def _machine(where: Mapping[str, Any], how: str = "") -> str:
+    """What was measured on, ``how``, and when."""
+    return (
+        f"{where['implementation']} {where['python']}, {where['processor']}, {where['cpus']} cores, "
+        f"load {where['load_average']}{how}, {where['at'][:10]}, commit {where['commit']}"
     )
 
 

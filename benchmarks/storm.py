@@ -466,10 +466,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if asked.json is None and not (asked.short or asked.subjects or asked.servers or asked.courses):
         asked.json = harness.RESULTS / "client_storm.json"
     for name, known in (("subjects", SUBJECTS), ("servers", SERVERS), ("courses", [each.name for each in COURSES])):
-        words = [word.strip() for word in (getattr(asked, name) or "").split(",") if word.strip()]
-        if set(words) - set(known):
-            parser.error(f"--{name}: {', '.join(sorted(set(words) - set(known)))} is none of {', '.join(known)}")
-        setattr(asked, name, words or list(known))
+        setattr(asked, name, harness.listed(parser, name, getattr(asked, name), list(known)) or list(known))
     return asked
 
 

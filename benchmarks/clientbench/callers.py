@@ -238,16 +238,12 @@ class OpenLoop:
 
     def record(self) -> dict[str, Any]:
         """The columns, times in whole microseconds."""
-
-        def micros(column: array[float]) -> list[int]:
-            return [round(value * 1e6) for value in column]
-
         return {
-            "at": micros(self.at),
+            "at": harness.micros(self.at),
             "status": self.status.tolist(),
-            "took": micros(self.took),
-            "late": micros(self.late),
-            "attempts": micros(self.attempts),
+            "took": harness.micros(self.took),
+            "late": harness.micros(self.late),
+            "attempts": harness.micros(self.attempts),
             "of": self.of.tolist(),
             "errors": self.errors,
         }

@@ -355,16 +355,12 @@ class OpenLoop:
 
     def result(self) -> dict[str, Any]:
         """The columns, times in whole microseconds."""
-
-        def micros(column: array[float]) -> list[int]:
-            return [round(value * 1e6) for value in column]
-
         return {
-            "at": micros(self.at),
+            "at": harness.micros(self.at),
             "kind": self.kind.tolist(),
             "status": self.status.tolist(),
-            "latency": micros(self.latency),
-            "late": micros(self.late),
+            "latency": harness.micros(self.latency),
+            "late": harness.micros(self.late),
             "attempt": self.attempt.tolist(),
             "marks": self.marks,
             "opened": self.opened,

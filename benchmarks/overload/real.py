@@ -514,10 +514,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if asked.json is None and not (asked.quick or asked.only or asked.subjects or asked.server):
         asked.json = harness.RESULTS / "overload_real.json"
     for name, known in (("only", scenarios), ("subjects", list(SUBJECTS))):
-        words = [word.strip() for word in (getattr(asked, name) or "").split(",") if word.strip()]
-        if set(words) - set(known):
-            parser.error(f"--{name}: {', '.join(sorted(set(words) - set(known)))} is none of {', '.join(known)}")
-        setattr(asked, name, words)
+        setattr(asked, name, harness.listed(parser, name, getattr(asked, name), known))
     return asked
 
 
