@@ -466,6 +466,29 @@ def hedged(library: ModuleType, answer: Callable[[Heard], Awaitable[bytes | None
     return main
 
 
+def ending_as_a_pair(library: ModuleType, first: Callable[[], Any], second: Callable[[], Any]) -> Any:
+    """A transport that answers until the usual latency is known. Then a call ends as ``first`` once its hedge has been
+    sent, and after that the hedge as ``second``."""
+
+    class Pair(library.AsyncBaseTransport):  # type: ignore[misc, name-defined]
+        calls = 0
+
+        async def handle_async_request(self, request: Any) -> Any:
+            self.calls += 1
+            if self.calls <= LEAST:
+                return library.Response(200)
+            if "x-retry-attempt" not in request.headers:
+                self.sent, self.ended = anyio.Event(), anyio.Event()
+                await self.sent.wait()
+                self.ended.set()
+                return first()
+            self.sent.set()
+            await self.ended.wait()
+            return second()
+
+    return Pair()
+
+
 @libraries
 def test_the_quicker_of_two_is_the_answer_and_the_other_is_hung_up_on(library: ModuleType, run: Any) -> None:
     gone = threading.Event()
@@ -561,8 +584,6 @@ def test_where_both_break_there_is_an_error(library: ModuleType, run: Any) -> No
 @libraries
 def test_a_loser_that_cannot_be_closed_takes_no_answer_away(library: ModuleType, run: Any) -> None:
     closed: list[int] = []
-    first: Any = None
-    second: Any = None
 
     class Body(library.AsyncByteStream):  # type: ignore[misc, name-defined]
         def __init__(self, status: int) -> None:
@@ -576,30 +597,17 @@ def test_a_loser_that_cannot_be_closed_takes_no_answer_away(library: ModuleType,
             if self.status == 503:
                 raise library.WriteError("the connection is gone")
 
-    class Odd(library.AsyncBaseTransport):  # type: ignore[misc, name-defined]
-        calls = 0
-
-        async def handle_async_request(self, request: Any) -> Any:
-            self.calls += 1
-            if self.calls <= LEAST:
-                return library.Response(200)
-            if "x-retry-attempt" in request.headers:
-                second.set()
-                await first.wait()
-                return library.Response(200, stream=Body(200))
-            await second.wait()
-            first.set()
-            return library.Response(503, stream=Body(503))
+    def answer(status: int) -> Any:
+        return library.Response(status, stream=Body(status))
 
     async def main() -> None:
-        nonlocal first, second
-        first, second = anyio.Event(), anyio.Event()
-        transport = ResilientTransport(Odd(), hedge=True)
+        odd = ending_as_a_pair(library, lambda: answer(503), lambda: answer(200))
+        transport = ResilientTransport(odd, hedge=True)
         async with library.AsyncClient(transport=transport) as client:
             for _ in range(LEAST):
                 await client.get("http://host.test/")
-            answer = await client.get("http://host.test/")
-        assert (answer.status_code, answer.text, len(answer.extensions["attempts"])) == (200, "body", 1)
+            given = await client.get("http://host.test/")
+        assert (given.status_code, given.text, len(given.extensions["attempts"])) == (200, "body", 1)
         assert closed == [503, 200]
 
     run(main)
@@ -806,24 +814,12 @@ def test_an_error_that_was_caught_leaves_nothing_to_the_garbage_collector(librar
 
 @libraries
 def test_neither_do_the_errors_of_a_hedge(library: ModuleType, run: Any) -> None:
-    second: Any = None
-
-    class Breaking(library.AsyncBaseTransport):  # type: ignore[misc, name-defined]
-        calls = 0
-
-        async def handle_async_request(self, request: Any) -> Any:
-            self.calls += 1
-            if self.calls <= LEAST:
-                return library.Response(200)
-            if "x-retry-attempt" in request.headers:
-                second.set()
-            await second.wait()
-            raise library.ReadError("it broke")
+    def breaks() -> Any:
+        raise library.ReadError("it broke")
 
     async def main() -> None:
-        nonlocal second
-        second = anyio.Event()
-        transport = ResilientTransport(Breaking(), hedge=True, retry=RetryPolicy(attempts=1))
+        breaking = ending_as_a_pair(library, breaks, breaks)
+        transport = ResilientTransport(breaking, hedge=True, retry=RetryPolicy(attempts=1))
         for _ in range(LEAST):
             await transport.handle_async_request(library.Request("GET", "http://host.test/"))
         gc.collect()
