@@ -2,10 +2,9 @@
 
 Two accounts, and a retry is paid from both. One earns with every request, retried or not, so that of all requests at
 most a tenth is sent again, and three more (Finagle's and Envoy's idea); nor can more than three be saved up, or an hour
-of calm would pay for a storm. The other is the one of AWS SDKs: 50 tokens, 14
-for a retry of what was transient and 5 for one of what was too much, given back when the retry succeeds, and 1 earned
-by each success without one. AWS begins with 500, which is a hundred retries for nothing to each host: 1.12 attempts a
-request in a storm.
+of calm would pay for a storm. The other is the one of AWS SDKs: 50 tokens, 14 for a retry of what was transient and 5
+for one of what was too much, given back when the retry succeeds, and 1 earned by each success without one. AWS begins
+with 500, which is a hundred retries for nothing to each host: 1.12 attempts a request in a storm.
 
 A success is any answer that is no failure, a 404 as well, where AWS counts 2xx only: whoever asks what is there would
 never earn again.

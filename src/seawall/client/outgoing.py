@@ -13,6 +13,7 @@ TRAVEL = 0.01
 _ATTEMPT = "x-retry-attempt"
 _TIMEOUT = "x-request-timeout-ms"
 _PRIORITY = "x-request-priority"
+_TIMEOUT_SAID, _PRIORITY_SAID = _TIMEOUT.encode(), _PRIORITY.encode()
 
 
 def outgoing(
@@ -32,9 +33,9 @@ def outgoing(
         said = {name.lower(): value for name, value in request.headers.raw}
         if left is not None:
             milliseconds = max(1, int((left - TRAVEL) * 1_000))
-            if not _is_shorter(said.get(_TIMEOUT.encode(), b""), milliseconds):
+            if not _is_shorter(said.get(_TIMEOUT_SAID, b""), milliseconds):
                 told[_TIMEOUT] = str(milliseconds)
-        if priority is not None and _PRIORITY.encode() not in said:
+        if priority is not None and _PRIORITY_SAID not in said:
             told[_PRIORITY] = priority
     if timeouts is None and not told:
         return request
